@@ -1,0 +1,220 @@
+"""Every key of the project, with its default and its meaning. Nothing is read with a default elsewhere.
+
+A configuration is `base.get_config()` plus its differences. On the command line any key can be set:
+`--config.srl.group_size=16`. A key that does not exist or a value of another type is an error.
+"""
+
+from ml_collections import ConfigDict
+
+
+def get_config() -> ConfigDict:
+  config = ConfigDict()
+  config.seed = 0  # everything random derives from it and the step
+  config.stages = ("pam", "srl")  # in this order, of: base, pam, srl
+  config.init_from = ""  # work directory of another run: start from its last stage's parameters
+  config.pivot = "en"  # pivot language
+  config.languages = ("de", "es")  # target languages
+
+  config.model = model()
+  config.tokenizer = tokenizer()
+  config.prompt = prompt()
+  config.data = data()
+  config.mesh = ConfigDict()
+  config.mesh.fsdp = -1  # devices over which parameters and batch are split; -1: all that are left
+  config.mesh.tensor = 1  # devices over which heads, MLP and vocabulary are split
+
+  config.base = supervised(
+    {"pivot": 0.6, "translation": 0.35, "target": 0.05, "triplets": 0.0}, steps=1000
+  )
+  config.pam = supervised(
+    {"pivot": 0.4, "translation": 0.0, "target": 0.0, "triplets": 0.6}, steps=300
+  )
+  config.srl = srl()
+  config.feedback = feedback()
+  config.reward = reward()
+  config.rollout = rollout()
+  config.evaluation = evaluation()
+  config.checkpoint = checkpoint()
+  config.log = log()
+  return config
+
+
+def model() -> ConfigDict:
+  config = ConfigDict()
+  config.pretrained = ""  # Hugging Face folder, hub id or .gguf file; '' is random initialisation
+  config.revision = ""  # branch, tag or commit of a hub id; '' is its main branch
+  config.dtype = "float32"  # of activations: float32 or bfloat16
+  config.param_dtype = "float32"  # of parameters and optimizer moments
+  config.remat = "none"  # recompute in the backward pass: none, full (every layer) or dots
+  config.scan_unroll = 1  # layers a loop iteration; small models decode faster unrolled
+  # Shape of a randomly initialised model; not read when `pretrained` is set.
+  config.embed_dim = 128
+  config.num_layers = 3
+  config.num_heads = 4
+  config.num_kv_heads = 2
+  config.head_dim = 32
+  config.mlp_dim = 256
+  config.sliding_window = 128
+  return config
+
+
+def tokenizer() -> ConfigDict:
+  config = ConfigDict()
+  config.path = ""  # SentencePiece .model file, folder, hub id, .gguf; '' is model.pretrained;
+  #                   'synthetic' trains the built-in corpus' own in the work directory
+  config.open = "<pivot>"  # stands before the translation; one reserved token where there is one
+  config.close = "</pivot>"  # stands after it
+  config.stop = ()  # more tokens that end a response besides end of sequence
+  return config
+
+
+def prompt() -> ConfigDict:
+  config = ConfigDict()
+  config.question = "{question}\n"  # asks a question in any language; the bare pivot prompt too
+  config.translation = "{question}\n="  # asks for a translation only (base stage)
+  return config
+
+
+def data() -> ConfigDict:
+  """Each pool is a tuple of sources 'FORMAT:LOCATION[START:STOP]' (see data/pools.py).
+
+  `{language}` in a location stands for every target language (for every language in `development`
+  and `test`), `{root}` for `data.root`.
+  """
+  config = ConfigDict()
+  config.root = ""  # folder that {root} stands for
+  config.pivot = ()  # pivot questions with solutions: base stage, rehearsal
+  config.translation = ()  # target questions with pivot text: base stage
+  config.target = ()  # target questions with solutions: base stage
+  config.triplets = ()  # target questions with pivot text and solution: PAM
+  config.srl = ()  # target questions: SRL; answers are dropped unless feedback.source is gold
+  config.development = ()  # questions with answers in every language: curves, best checkpoint
+  config.test = ()  # the same for the final table
+  config.seed = 0  # of the built-in corpus
+  config.columns = ConfigDict()  # names of columns in 'huggingface:' and 'json:' sources; '' is none
+  config.columns.id = ""
+  config.columns.text = "question"
+  config.columns.pivot_text = ""
+  config.columns.solution = ""
+  config.columns.answer = "answer"
+  return config
+
+
+def optimizer(learning_rate: float) -> ConfigDict:
+  config = ConfigDict()
+  config.name = "adamw"  # adamw, adafactor or lion
+  config.learning_rate = learning_rate  # peak
+  config.schedule = "cosine"  # after the warm-up: cosine, linear or constant
+  config.warmup_steps = 10
+  config.final_fraction = 0.0  # of the peak, at the stage's end
+  config.b1 = 0.9
+  config.b2 = 0.95
+  config.epsilon = 1e-8
+  config.weight_decay = 0.0
+  config.clip_norm = 1.0  # of the global gradient; 0 is off
+  return config
+
+
+def supervised(mixture: dict[str, float], steps: int) -> ConfigDict:
+  config = ConfigDict()
+  config.steps = steps
+  config.batch_size = 32  # packed rows a step, over all devices
+  config.max_length = 256  # tokens a row; longer examples are counted and left out
+  config.microbatches = 1  # gradient accumulation
+  config.mixture = ConfigDict(mixture)  # share of examples from each pool
+  config.patience = 0  # stop after so many evaluations without a new best; 0 is never
+  config.optimizer = optimizer(1e-3)
+  return config
+
+
+def srl() -> ConfigDict:
+  config = ConfigDict()
+  config.steps = 300
+  config.questions = 8  # B, questions a step, over all processes
+  config.group_size = 16  # G, responses a question
+  config.max_prompt_length = 128  # longer questions are counted and left out, never cut
+  config.max_new_tokens = 128  # of a response; what meets the limit is marked truncated
+  config.max_pivot_tokens = 64  # of a pivot solution
+  config.temperature = 1.0
+  config.top_k = 0  # 0 is off
+  config.top_p = 1.0  # 1 is off
+  config.min_p = 0.0  # 0 is off
+  config.pivot_temperature = 1.0  # of the teacher's pivot solutions
+  config.update_rows = 0  # train on so many rows of most extreme advantage a step; 0 is all
+  config.inner_batches = 1  # optimizer steps a rollout, each on a part of its rows
+  config.inner_epochs = 1  # passes over a rollout
+  config.microbatches = 1  # gradient accumulation inside one optimizer step
+  config.length_bucket = 32  # rows are padded to a multiple of this
+  config.mask_truncated = True  # truncated responses have no gradient
+  config.advantage = "dr_grpo"  # grpo, dr_grpo, rloo or reinforce_pp
+  config.credit = "split"  # all: one advantage a response; split: translation and reasoning apart
+  config.understanding_weight = 1.0  # of the translation's advantage under split credit; 0 is none
+  config.aggregation = "token"  # token or sequence
+  config.clip_low = 0.2
+  config.clip_high = 0.2
+  config.kl_coef = 0.02  # of KL(policy || stage-1 policy); 0 holds no reference
+  config.kl_estimator = "k3"  # k1, k2 or k3
+  config.importance_cap = 2.0  # C of the truncated importance sampling between learner and sampler
+  config.rehearsal_weight = 0.0  # of a supervised term on the PAM mixture in every update
+  config.rehearsal_rows = 8  # packed rows of it a step
+  config.optimizer = optimizer(5e-4)
+  return config
+
+
+def feedback() -> ConfigDict:
+  config = ConfigDict()
+  config.source = "pivot"  # pivot, target_majority, gold, random or shuffled
+  config.teacher = "policy"  # who answers in the pivot: policy, reference (stage 1) or ema
+  config.ema_decay = 0.99  # of the teacher 'ema', a step
+  config.scope = "pooled"  # own: a translation's K votes; pooled: all G * K of the question
+  config.pivot_samples = 4  # K, pivot solutions a distinct translation
+  config.confidence = 0.0  # tau: a vote below it teaches nothing
+  return config
+
+
+def reward() -> ConfigDict:
+  config = ConfigDict()
+  config.kind = "majority"  # majority: 1 for the label; soft: the share of votes for the answer
+  config.gate = True  # agreement counts only if format and languages are right
+  config.format_weight = 0.0  # of the term: well-formed and an answer present
+  config.language_weight = 0.0  # of the term: reasoning in the target, translation in the pivot
+  config.length_weight = 0.0  # of the term: minus response length over its limit
+  return config
+
+
+def rollout() -> ConfigDict:
+  config = ConfigDict()
+  config.prompt_bucket = 32  # prompts are padded to a multiple of this
+  config.max_rows = 256  # responses decoded together; 0 is all
+  return config
+
+
+def evaluation() -> ConfigDict:
+  config = ConfigDict()
+  config.every = 100  # steps between development evaluations; 0 is only at a stage's end
+  config.development_questions = 50  # a language; 0 is all
+  config.test_questions = 0  # a language, after each stage; 0 is all
+  config.sampled = True  # also with temperature 1 besides greedy
+  config.label_questions = 0  # development questions on which SRL's labels are checked; 0 is none
+  config.batch_size = 128  # questions decoded together
+  config.max_new_tokens = 128
+  config.max_prompt_length = 128
+  return config
+
+
+def checkpoint() -> ConfigDict:
+  config = ConfigDict()
+  config.every = 50  # steps
+  config.keep = 2  # newest ones kept, besides the best and each stage's last
+  config.metric = "development/target_accuracy"  # which is best; higher is better
+  return config
+
+
+def log() -> ConfigDict:
+  config = ConfigDict()
+  config.every = 1  # steps between lines of metrics
+  config.rollouts_every = 20  # steps between samples written to rollouts.jsonl; 0 is never
+  config.rollouts = 2  # questions a sample
+  config.tensorboard = True
+  config.progress = True  # progress bar on the terminal
+  return config

@@ -1,0 +1,1 @@
+"""Pivot-aligned self-feedback multilingual reasoning (PASMR) in JAX."""

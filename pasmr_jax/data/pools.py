@@ -1,0 +1,129 @@
+"""The pools of questions a configuration names.
+
+A pool, such as `config.data.triplets`, is a tuple of sources `FORMAT:LOCATION[START:STOP]`:
+
+    synthetic:300                                          300 problems of the built-in corpus a language
+    mgsm:{root}/mgsm/mgsm_{language}.tsv                   a file a language
+    parallel_equations:{root}/parallel/{language}.jsonl[:2000]  its first 2,000 rows
+    huggingface:openai/gsm8k,main,test                     id, subset, split; columns by data.columns
+
+FORMAT is `synthetic` or one of `questions.FORMATS`. `{language}` stands for every language of the
+pool: the pivot for `pivot`, all languages for `development` and `test`, the targets otherwise.
+`{root}` stands for `config.data.root`. A source without `{language}` is read once, and of its
+questions those in the pool's languages are kept.
+
+A pool carries only what its use may know: solutions for supervised pools, answers for development
+and test, and for `srl` nothing, unless feedback.source is gold.
+"""
+
+import dataclasses
+import re
+from collections.abc import Sequence
+
+from ml_collections import ConfigDict
+
+from pasmr_jax.data import synthetic
+from pasmr_jax.data.questions import FORMATS, Question, read_questions
+
+NAMES = ("pivot", "translation", "target", "triplets", "srl", "development", "test")
+_SOLVED = ("pivot", "target", "triplets")
+_SPLITS = {"development": "development", "test": "test"}
+_SOURCE = re.compile(r"(?P<format>\w+):(?P<location>.*?)(?:\[(?P<start>\d*):(?P<stop>\d*)\])?")
+_FIELDS = ("id", "text", "pivot_text", "solution", "answer")
+
+
+def read_pool(name: str, config: ConfigDict) -> list[Question]:
+  """The questions of `config.data.NAME`, source after source, language after language.
+
+  Raises:
+    ValueError: a malformed source, naming its key; what the readers raise.
+    FileNotFoundError: a file that is not there.
+  """
+  languages = pool_languages(name, config)
+  answers = name in _SPLITS or (name == "srl" and config.feedback.source == "gold")
+  questions = []
+  for source in config.data[name]:
+    key = f"data.{name}: source {source!r}"
+    match = _SOURCE.fullmatch(source)
+    if match is None or match["format"] not in ("synthetic", *FORMATS):
+      raise ValueError(
+        f"{key}: expected FORMAT:LOCATION or FORMAT:LOCATION[START:STOP] with FORMAT one of"
+        f" {', '.join(('synthetic', *FORMATS))}"
+      )
+    begin, end = (int(match[side]) if match[side] else None for side in ("start", "stop"))
+    if match["format"] == "synthetic":
+      pieces = [_synthetic(name, match["location"], language, config) for language in languages]
+    else:
+      pieces = _read(name, match["format"], match["location"], languages, config, answers, key)
+    for piece in pieces:
+      questions += piece[begin:end]
+  return [
+    question if answers else dataclasses.replace(question, answer=None) for question in questions
+  ]
+
+
+def pool_languages(name: str, config: ConfigDict) -> tuple[str, ...]:
+  """Languages a pool may hold."""
+  if name == "pivot":
+    return (config.pivot,)
+  if name in _SPLITS:
+    return (config.pivot, *config.languages)
+  return tuple(config.languages)
+
+
+def _synthetic(name: str, location: str, language: str, config: ConfigDict) -> list[Question]:
+  if not location.isdecimal():
+    raise ValueError(f"data.{name}: found synthetic:{location}, expected a number of problems")
+  # Languages have problems of their own, so that more is seen; test sets are parallel.
+  stream = name if name in _SPLITS else f"{name}/{language}"
+  split = _SPLITS.get(name, "train")
+  problems = synthetic.problems(split, config.data.seed, stream, int(location))
+  solved = name in _SOLVED
+  return synthetic.questions(problems, language, prefix=name, with_solution=solved)
+
+
+def _read(
+  name: str,
+  format: str,
+  location: str,
+  languages: Sequence[str],
+  config: ConfigDict,
+  answers: bool,
+  key: str,
+) -> list[list[Question]]:
+  columns = None
+  if format in ("json", "huggingface"):
+    columns = {field: config.data.columns[field] for field in _FIELDS if config.data.columns[field]}
+    if not answers:
+      columns.pop("answer", None)
+  path, *place = location.replace("{root}", config.data.root).split(",")
+  if len(place) > 2 or (place and format != "huggingface"):
+    raise ValueError(f"{key}: a comma is for huggingface:ID,SUBSET,SPLIT only")
+  subset, split = place[0] if place else None, place[1] if len(place) > 1 else "train"
+
+  def read(path: str, subset: str | None, language: str | None) -> list[Question]:
+    return read_questions(
+      path,
+      format,
+      language,
+      columns,
+      solutions=name in _SOLVED,
+      answers=answers,
+      subset=subset,
+      split=split,
+    )
+
+  if "{language}" not in location:
+    single = languages[0] if len(languages) == 1 else None
+    kept = [q for q in read(path, subset, single) if q.language in languages]
+    if not kept:
+      raise ValueError(f"{key}: no question in {', '.join(languages)}")
+    return [kept]
+  return [
+    read(
+      path.replace("{language}", language),
+      subset.replace("{language}", language) if subset else None,
+      language,
+    )
+    for language in languages
+  ]

@@ -1,0 +1,324 @@
+"""From a configuration to what a run works with.
+
+`Run` holds what lasts (mesh, model, tokenizer, engine); `Run.make_stage` reads a stage's questions
+and builds it; `Run.start` gives its state: the newest checkpoint's, or a new one from the parameters
+the stage begins with (`start_params`: the stage before, another run, pretrained weights, or random).
+"""
+
+import dataclasses
+import pathlib
+import sys
+from collections import Counter
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from ml_collections import ConfigDict
+
+from pasmr_jax.data import synthetic
+from pasmr_jax.data.batches import fit_examples, question_iterator, supervised_iterator
+from pasmr_jax.data.pools import NAMES, read_pool
+from pasmr_jax.data.questions import Question
+from pasmr_jax.experiment.checkpoint import Checkpoints, Progress, abstract_params
+from pasmr_jax.learning.optim import make_optimizer
+from pasmr_jax.learning.update import Learner, TrainState
+from pasmr_jax.models import pretrained
+from pasmr_jax.models.config import TransformerConfig
+from pasmr_jax.models.transformer import init_params
+from pasmr_jax.parallel import rules
+from pasmr_jax.parallel.mesh import make_mesh, param_shardings
+from pasmr_jax.parallel.processes import process_count, process_index
+from pasmr_jax.rollout.engine import Engine, stable_id
+from pasmr_jax.stages.self_feedback import SelfFeedbackStage
+from pasmr_jax.stages.supervised import SupervisedStage, examples
+from pasmr_jax.text import prompts
+from pasmr_jax.text.tokenizer import Tokenizer, load_tokenizer
+
+Stage = SupervisedStage | SelfFeedbackStage
+
+
+def say(text: str) -> None:
+  """One line for the person at the terminal, from one process."""
+  if process_index() == 0:
+    print(text, file=sys.stderr, flush=True)
+
+
+@dataclasses.dataclass
+class Run:
+  """What lasts through all stages of a run."""
+
+  config: ConfigDict
+  workdir: pathlib.Path
+  mesh: jax.sharding.Mesh
+  tokenizer: Tokenizer
+  model: TransformerConfig
+  shardings: Any  # of parameters in training
+  decode_shardings: Any  # of parameters while sampling
+  pools: dict[str, list[Question]]  # every pool that a stage or an evaluation uses
+
+  def engine(self, max_rows: int) -> Engine:
+    return Engine(
+      config=self.model,
+      mesh=self.mesh,
+      valid_vocab=self.tokenizer.vocab_size,
+      prompt_bucket=self.config.rollout.prompt_bucket,
+      max_rows=max_rows,
+    )
+
+  def for_decoding(self, params: Any) -> Any:
+    return jax.device_put(params, self.decode_shardings)
+
+  # Parameters a stage begins with.
+
+  def start_params(self, stage: str) -> Any:
+    """Parameters at step 0 of `stage`, the same at every call."""
+    place = self.config.stages.index(stage)
+    if place > 0:
+      return self.stage_params(self.config.stages[place - 1])
+    if self.config.init_from:
+      other = pathlib.Path(self.config.init_from)
+      return self._last_params(other, last_stage(other))
+    if self.config.model.pretrained:
+      return pretrained.load_params(
+        source(self.config.model), self.model, self.shardings, self.model.param_dtype
+      )
+    key = jax.random.fold_in(jax.random.key(self.config.seed), stable_id("parameters"))
+    initialize = jax.jit(
+      lambda key: init_params(self.model, key), out_shardings=self.shardings
+    )
+    return initialize(key)
+
+  def stage_params(self, stage: str) -> Any:
+    """Parameters of the newest checkpoint of `stage`."""
+    return self._last_params(self.workdir, stage)
+
+  def _last_params(self, workdir: pathlib.Path, stage: str) -> Any:
+    checkpoints = Checkpoints(workdir, stage, self.config.checkpoint, read_only=True)
+    try:
+      return checkpoints.restore_params(self.abstract_params(), self.model)
+    finally:
+      checkpoints.close()
+
+  def abstract_params(self) -> Any:
+    shapes = jax.eval_shape(lambda key: init_params(self.model, key), jax.random.key(0))
+    return abstract_params(shapes, self.shardings)
+
+  # Stages.
+
+  def start(
+    self, stage: Stage, checkpoints: Checkpoints
+  ) -> tuple[TrainState, Progress]:
+    """The stage's newest checkpoint, its data put back in place; or step 0."""
+    average = isinstance(stage, SelfFeedbackStage) and self.config.feedback.teacher == "ema"
+    state = stage.learner.init(self.start_params(stage.name), average)
+    if checkpoints.latest_step() is None:
+      return state, Progress()
+    state, data, progress = checkpoints.restore(state, self.model)
+    stage.restore_data(data)
+    say(f"{stage.name}: going on from step {int(state.step)} in {checkpoints.directory}")
+    return state, progress
+
+  def make_stage(self, name: str) -> Stage:
+    """Reads the stage's questions and builds it."""
+    return self._self_feedback() if name == "srl" else self._supervised(name)
+
+  def _supervised(self, name: str) -> SupervisedStage:
+    settings = self.config[name]
+    return SupervisedStage(
+      name=name,
+      steps=settings.steps,
+      learner=self._learner(settings),
+      mesh=self.mesh,
+      batches=self._supervised_batches(name, settings, settings.batch_size, name),
+    )
+
+  def _supervised_batches(self, name: str, settings: ConfigDict, batch_size: int, use: str) -> Any:
+    pools = []
+    for kind, weight in settings.mixture.items():
+      if weight == 0:
+        continue
+      questions = self.pools[kind]
+      made = examples(kind, questions, self.tokenizer, self.config.prompt)
+      kept, dropped = fit_examples(made, settings.max_length)
+      say(
+        f"{use}: {len(kept)} examples of data.{kind} ({_languages(questions)})"
+        + (f"; {dropped} longer than {name}.max_length={settings.max_length} left out" * (dropped > 0))
+      )
+      if not kept:
+        raise ValueError(
+          f"data.{kind} has no example of at most {name}.max_length={settings.max_length} tokens,"
+          f" though {name}.mixture.{kind} is {weight}"
+        )
+      pools.append((kept, weight))
+    return supervised_iterator(
+      pools,
+      batch_size,
+      settings.max_length,
+      self._seed(use),
+      process_index(),
+      process_count(),
+    )
+
+  def _self_feedback(self) -> SelfFeedbackStage:
+    config, srl = self.config, self.config.srl
+    questions = self.fitting(self.pools["srl"], srl.max_prompt_length, "srl")
+    rehearsal = None
+    if srl.rehearsal_weight > 0:
+      rehearsal = self._supervised_batches("pam", config.pam, srl.rehearsal_rows, "srl rehearsal")
+    needs_reference = srl.kl_coef > 0 or config.feedback.teacher == "reference"
+    return SelfFeedbackStage(
+      config=config,
+      learner=self._learner(srl),
+      engine=self.engine(config.rollout.max_rows),
+      tokenizer=self.tokenizer,
+      mesh=self.mesh,
+      decode_shardings=self.decode_shardings,
+      reference=self.start_params("srl") if needs_reference else None,
+      questions=question_iterator(
+        questions, srl.questions, self._seed("srl questions"), process_index(), process_count()
+      ),
+      rehearsal=rehearsal,
+    )
+
+  def _learner(self, settings: ConfigDict) -> Learner:
+    return Learner(
+      config=self.model,
+      optimizer=make_optimizer(settings.optimizer, settings.steps),
+      valid_vocab=self.tokenizer.vocab_size,
+      microbatches=settings.microbatches,
+      average_decay=self.config.feedback.ema_decay,
+    )
+
+  def _seed(self, use: str) -> int:
+    return stable_id(f"{self.config.seed}/{use}")
+
+  def fitting(self, questions: Sequence[Question], limit: int, use: str) -> list[Question]:
+    """Questions whose prompt has at most `limit` tokens; the others are counted, never cut.
+
+    Raises:
+      ValueError: none is left.
+    """
+    template = self.config.prompt.question
+    kept = [
+      question
+      for question in questions
+      if len(prompts.question_prompt(self.tokenizer, template, question.text)) <= limit
+    ]
+    left_out = len(questions) - len(kept)
+    say(
+      f"{use}: {len(kept)} questions ({_languages(kept)})"
+      + (f"; {left_out} with a prompt of more than {limit} tokens left out" * (left_out > 0))
+    )
+    if not kept:
+      raise ValueError(f"data.{use}: no question has a prompt of at most {limit} tokens")
+    return kept
+
+
+def _languages(questions: Sequence[Question]) -> str:
+  counts = Counter(question.language for question in questions)
+  return ", ".join(f"{language} {count}" for language, count in sorted(counts.items()))
+
+
+def source(model: ConfigDict) -> str:
+  """Path or hub id of the pretrained model, with its revision as `id@revision`."""
+  return f"{model.pretrained}@{model.revision}" if model.revision else model.pretrained
+
+
+def last_stage(workdir: pathlib.Path) -> str:
+  """The last stage of which a run has a checkpoint.
+
+  Raises:
+    ValueError: there is none.
+  """
+  for stage in ("srl", "pam", "base"):
+    folder = workdir / "checkpoints" / stage
+    if folder.is_dir() and any(child.name.isdecimal() for child in folder.iterdir()):
+      return stage
+  raise ValueError(f"{workdir}: expected a run with checkpoints/STAGE/STEP, found none")
+
+
+def make_run(config: ConfigDict, workdir: pathlib.Path) -> Run:
+  """Builds what lasts and reads all questions, so that bad input shows at once; no weights yet."""
+  workdir.mkdir(parents=True, exist_ok=True)
+  mesh = make_mesh(config.mesh.fsdp, config.mesh.tensor)
+  tokenizer = make_tokenizer(config, workdir)
+  model = model_config(config, tokenizer)
+  return Run(
+    config=config,
+    workdir=workdir,
+    mesh=mesh,
+    tokenizer=tokenizer,
+    model=model,
+    shardings=param_shardings(model, mesh, rules.TRAINING),
+    decode_shardings=param_shardings(model, mesh, rules.DECODING),
+    pools={name: read_pool(name, config) for name in pools_used(config)},
+  )
+
+
+def pools_used(config: ConfigDict) -> list[str]:
+  """The pools that the run's stages and evaluations read."""
+  used = {"development", "test"}
+  for stage in config.stages:
+    if stage == "srl":
+      used.add("srl")
+    if stage != "srl" or config.srl.rehearsal_weight > 0:
+      mixture = config["pam" if stage == "srl" else stage].mixture
+      used |= {kind for kind, weight in mixture.items() if weight > 0}
+  return [name for name in NAMES if name in used]
+
+
+def make_tokenizer(config: ConfigDict, workdir: pathlib.Path) -> Tokenizer:
+  settings = config.tokenizer
+  path = settings.path or source(config.model)
+  if path == "synthetic":
+    path = str(workdir / "tokenizer.model")
+    if not pathlib.Path(path).exists():
+      partial = workdir / f"tokenizer.{process_index()}.partial"
+      synthetic.train_tokenizer(partial)
+      partial.replace(path)
+  return load_tokenizer(path, settings.open, settings.close, settings.stop)
+
+
+def model_config(config: ConfigDict, tokenizer: Tokenizer) -> TransformerConfig:
+  """The model's shape: the checkpoint's own, or `config.model`'s.
+
+  Raises:
+    ValueError: the tokenizer has ids that the model has no embedding for.
+  """
+  settings = config.model
+  computed = {
+    "dtype": settings.dtype,
+    "param_dtype": settings.param_dtype,
+    "remat": settings.remat,
+    "scan_unroll": settings.scan_unroll,
+  }
+  if settings.pretrained:
+    model = dataclasses.replace(pretrained.load_config(source(settings)), **computed)
+    if tokenizer.vocab_size > model.vocab_size:
+      raise ValueError(
+        f"tokenizer.path: {tokenizer.source} has {tokenizer.vocab_size} ids, but the model"
+        f" {settings.pretrained} has embeddings for {model.vocab_size}; expected the model's own"
+      )
+    return model
+  return TransformerConfig(
+    vocab_size=-(-tokenizer.vocab_size // 128) * 128,  # divisible by any tensor axis
+    embed_dim=settings.embed_dim,
+    num_layers=settings.num_layers,
+    num_heads=settings.num_heads,
+    num_kv_heads=settings.num_kv_heads,
+    head_dim=settings.head_dim,
+    mlp_dim=settings.mlp_dim,
+    query_scale=settings.head_dim**-0.5,
+    sliding_window=settings.sliding_window,
+    qk_norm=True,
+    norm_plus_one=True,
+    scale_embeddings=True,
+    activation="gelu_tanh",
+    **computed,
+  )
+
+
+def parameter_count(params: Any) -> int:
+  return sum(int(np.prod(jnp.shape(leaf))) for leaf in jax.tree.leaves(params))

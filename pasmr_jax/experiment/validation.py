@@ -1,0 +1,173 @@
+"""Checks a configuration before anything is read or compiled.
+
+`check` lists every problem at once, each with its key, what was found and what was expected.
+Unknown keys and wrong types are found earlier, by ml_collections when flags are parsed.
+"""
+
+import difflib
+from collections.abc import Iterator
+
+from ml_collections import ConfigDict
+
+from pasmr_jax.data.pools import NAMES
+from pasmr_jax.feedback import rewards
+from pasmr_jax.learning import advantages, losses, optim
+from pasmr_jax.stages.supervised import KINDS
+from pasmr_jax.text.languages import LANGUAGES
+
+STAGES = ("base", "pam", "srl")
+_TEACHERS = ("policy", "reference", "ema")
+_DTYPES = ("float32", "bfloat16")
+
+
+def check(config: ConfigDict, devices: int = 1) -> None:
+  """Raises ValueError with every problem of the configuration.
+
+  Args:
+    config: the whole configuration.
+    devices: over which a batch is split (the mesh's fsdp axis).
+  """
+  problems = [*_general(config), *_choices(config), *_numbers(config), *_batches(config, devices)]
+  if problems:
+    raise ValueError("the configuration cannot be run:\n  " + "\n  ".join(problems))
+
+
+def _general(config: ConfigDict) -> Iterator[str]:
+  stages = tuple(config.stages)
+  in_order = tuple(stage for stage in STAGES if stage in stages)
+  if not stages or stages != in_order:
+    yield f"stages is {stages!r}; expected some of {STAGES}, in this order"
+  for key, codes in (("pivot", (config.pivot,)), ("languages", tuple(config.languages))):
+    for code in codes:
+      if code not in LANGUAGES:
+        near = difflib.get_close_matches(code, LANGUAGES, 3) or sorted(LANGUAGES)
+        yield f"{key}: unknown language {code!r}; expected one of {', '.join(near)}"
+  if not config.languages or len(set(config.languages)) != len(config.languages):
+    yield f"languages is {tuple(config.languages)!r}; expected at least one, each once"
+  if config.pivot in config.languages:
+    yield f"languages holds the pivot {config.pivot!r}; expected target languages only"
+  if not (config.tokenizer.path or config.model.pretrained):
+    yield "tokenizer.path is '' and so is model.pretrained; expected a path or 'synthetic'"
+  for key in ("question", "translation"):
+    template = config.prompt[key]
+    if template.count("{question}") != 1:
+      yield f"prompt.{key} is {template!r}; expected {{question}} once"
+  for name in NAMES:
+    for source in config.data[name]:
+      if ":" not in source:
+        yield f"data.{name} has source {source!r}; expected FORMAT:LOCATION"
+  for stage in set(config.stages) - {"srl"}:
+    mixture = config[stage].mixture
+    for kind, weight in mixture.items():
+      if kind not in KINDS or weight < 0:
+        yield f"{stage}.mixture.{kind} is {weight}; expected a share of 0 or more of {KINDS}"
+      elif weight > 0 and not config.data[kind]:
+        yield f"{stage}.mixture.{kind} is {weight} but data.{kind} is empty; expected a source"
+    if sum(mixture.values()) <= 0:
+      yield f"{stage}.mixture is all zero; expected a positive share"
+  if "srl" in config.stages and not config.data.srl:
+    yield "data.srl is empty; expected a source of target-language questions"
+  if not config.data.development or not config.data.test:
+    yield "data.development or data.test is empty; expected questions with answers"
+  for name in ("development", "test", "triplets", "pivot"):
+    shared = set(config.data[name]) & set(config.data.srl)
+    if name in ("development", "test") and any(not s.startswith("synthetic:") for s in shared):
+      yield f"data.srl and data.{name} name the same source {sorted(shared)}; expected disjoint ones"
+
+
+def _choices(config: ConfigDict) -> Iterator[str]:
+  choices = {
+    "model.dtype": _DTYPES,
+    "model.param_dtype": _DTYPES,
+    "srl.advantage": advantages.ESTIMATORS,
+    "srl.credit": advantages.CREDITS,
+    "srl.aggregation": losses.AGGREGATIONS,
+    "srl.kl_estimator": losses.KL_ESTIMATORS,
+    "feedback.source": rewards.SOURCES,
+    "feedback.scope": rewards.SCOPES,
+    "feedback.teacher": _TEACHERS,
+    "reward.kind": rewards.KINDS,
+  }
+  for stage in STAGES:
+    choices[f"{stage}.optimizer.name"] = optim.NAMES
+    choices[f"{stage}.optimizer.schedule"] = optim.SCHEDULES
+  for key, allowed in choices.items():
+    value = _get(config, key)
+    if value not in allowed:
+      yield f"{key} is {value!r}; expected one of {', '.join(allowed)}"
+
+
+def _numbers(config: ConfigDict) -> Iterator[str]:
+  positive = [f"{stage}.{key}" for stage in STAGES for key in ("steps", "microbatches")]
+  positive += [f"{stage}.{key}" for stage in ("base", "pam") for key in ("batch_size", "max_length")]
+  positive += [
+    f"srl.{key}"
+    for key in (
+      "questions",
+      "group_size",
+      "max_prompt_length",
+      "max_new_tokens",
+      "max_pivot_tokens",
+      "temperature",
+      "inner_batches",
+      "inner_epochs",
+      "length_bucket",
+      "rehearsal_rows",
+      "importance_cap",
+    )
+  ]
+  positive += ["feedback.pivot_samples", "rollout.prompt_bucket", "checkpoint.every", "log.every"]
+  positive += ["checkpoint.keep", "evaluation.batch_size", "evaluation.max_new_tokens"]
+  for key in positive:
+    value = _get(config, key)
+    if value <= 0:
+      yield f"{key} is {value}; expected more than 0"
+  for key in ("srl.kl_coef", "srl.rehearsal_weight", "srl.understanding_weight", "srl.update_rows"):
+    value = _get(config, key)
+    if value < 0:
+      yield f"{key} is {value}; expected 0 or more"
+  for key in ("srl.clip_low", "feedback.ema_decay", "feedback.confidence"):
+    value = _get(config, key)
+    if not 0 <= value <= 1:
+      yield f"{key} is {value}; expected 0 to 1"
+  if config.srl.group_size == 1 and config.feedback.source != "random":
+    yield "srl.group_size is 1; expected at least 2, or no response has another to compare with"
+
+
+def _batches(config: ConfigDict, devices: int) -> Iterator[str]:
+  for stage in ("base", "pam"):
+    yield from _divides(
+      f"{stage}.batch_size", config[stage].batch_size, f"{stage}.microbatches",
+      config[stage].microbatches, devices,
+    )  # fmt: skip
+  srl = config.srl
+  rows = srl.questions * srl.group_size
+  if srl.update_rows > rows:
+    yield f"srl.update_rows is {srl.update_rows}; expected at most questions * group_size = {rows}"
+    return
+  rows = srl.update_rows or rows
+  name = "srl.update_rows" if srl.update_rows else "srl.questions * srl.group_size"
+  if rows % srl.inner_batches:
+    yield f"{name} is {rows}; expected a multiple of srl.inner_batches={srl.inner_batches}"
+    return
+  each = rows // srl.inner_batches
+  yield from _divides(f"{name} / inner_batches", each, "srl.microbatches", srl.microbatches, devices)
+  if srl.rehearsal_weight > 0:
+    yield from _divides(
+      "srl.rehearsal_rows", srl.rehearsal_rows, "srl.microbatches", srl.microbatches, devices
+    )
+
+
+def _divides(name: str, rows: int, key: str, microbatches: int, devices: int) -> Iterator[str]:
+  if rows % (microbatches * devices):
+    yield (
+      f"{name} is {rows}; expected a multiple of {key} * devices of mesh.fsdp"
+      f" = {microbatches} * {devices}"
+    )
+
+
+def _get(config: ConfigDict, key: str):
+  value = config
+  for part in key.split("."):
+    value = value[part]
+  return value

@@ -1,0 +1,196 @@
+"""Which of the languages in play is a text written in?
+
+The path of a text: what belongs to no language is taken out (numbers, LaTeX, code, the delimiters of
+the response format), the letters that are left are counted by Unicode script, and
+  - fewer letters than can decide, or no script with a clear majority: 'unknown';
+  - the majority script is written by none of the languages in play: 'unknown';
+  - by exactly one: that one (Han and kana are told apart by the share of kana);
+  - by several: lingua (https://github.com/pemistahl/lingua-py), restricted to those.
+
+The world is closed: a Portuguese text is called Spanish if Spanish is the only Latin language in play.
+"""
+
+import bisect
+import functools
+import re
+from collections import Counter
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from pasmr_jax.text import languages as language_tables
+
+if TYPE_CHECKING:
+  import lingua
+
+UNKNOWN = "unknown"
+
+# A text is cut here before anything looks at it: a language shows long before.
+MAX_CHARACTERS = 2_000
+# The majority script must hold this share of the (weighted) letters.
+MIN_SCRIPT_SHARE = 0.6
+# Letters needed where the script alone decides, and where lingua has to.
+MIN_LETTERS_BY_SCRIPT = 2
+MIN_LETTERS_BY_LINGUA = 8
+# Japanese text has kana in every clause; Chinese has none.
+MIN_KANA_SHARE = 0.05
+# lingua's answer counts if its confidence beats the second best by this much.
+MIN_CONFIDENCE_LEAD = 0.05
+
+# (first, last code point, script) of the scripts written by `languages.LANGUAGES`.
+_SCRIPT_RANGES = (
+  (0x0041, 0x005A, "Latin"),
+  (0x0061, 0x007A, "Latin"),
+  (0x00AA, 0x00AA, "Latin"),
+  (0x00BA, 0x00BA, "Latin"),
+  (0x00C0, 0x00D6, "Latin"),
+  (0x00D8, 0x00F6, "Latin"),
+  (0x00F8, 0x02AF, "Latin"),
+  (0x0370, 0x03FF, "Greek"),
+  (0x0400, 0x052F, "Cyrillic"),
+  (0x0590, 0x05FF, "Hebrew"),
+  (0x0620, 0x064A, "Arabic"),
+  (0x066E, 0x06D3, "Arabic"),
+  (0x06EE, 0x06EF, "Arabic"),
+  (0x06FA, 0x06FF, "Arabic"),
+  (0x0750, 0x077F, "Arabic"),
+  (0x0900, 0x0963, "Devanagari"),
+  (0x0971, 0x097F, "Devanagari"),
+  (0x0980, 0x09E3, "Bengali"),
+  (0x0B80, 0x0BE5, "Tamil"),
+  (0x0C00, 0x0C65, "Telugu"),
+  (0x0E01, 0x0E3A, "Thai"),
+  (0x0E40, 0x0E4E, "Thai"),
+  (0x1100, 0x11FF, "Hangul"),
+  (0x1200, 0x135F, "Ethiopic"),
+  (0x1380, 0x139F, "Ethiopic"),
+  (0x1E00, 0x1EFF, "Latin"),
+  (0x2D80, 0x2DDF, "Ethiopic"),
+  (0x3005, 0x3005, "Han"),
+  (0x3041, 0x309F, "Hiragana"),
+  (0x30A1, 0x30FA, "Katakana"),
+  (0x30FC, 0x30FF, "Katakana"),
+  (0x3400, 0x4DBF, "Han"),
+  (0x4E00, 0x9FFF, "Han"),
+  (0xAC00, 0xD7A3, "Hangul"),
+  (0xF900, 0xFAFF, "Han"),
+  (0xFB50, 0xFDFF, "Arabic"),
+  (0xFE70, 0xFEFC, "Arabic"),
+  (0xFF66, 0xFF9F, "Katakana"),
+  (0x20000, 0x3134F, "Han"),
+)
+_RANGE_STARTS = tuple(start for start, _, _ in _SCRIPT_RANGES)
+# One such character says about as much as this many letters of an alphabet.
+_SCRIPT_WEIGHTS = {"Han": 3, "Hiragana": 2, "Katakana": 2, "Hangul": 2}
+
+# Taken out: delimiters of the response format, chat and mark-up tags, LaTeX, code, links. Every
+# repetition is bounded and excludes its own first character, so matching is linear.
+_NOT_LANGUAGE = re.compile(
+  r"</?[A-Za-z_|][A-Za-z0-9_|]{0,40}>"  # <pivot>, </pivot>, <unused0>, <|end|>
+  r"|\$\$[^$]{0,400}\$\$"
+  r"|\$[^$\n]{0,200}[\\^_=+*/{][^$\n]{0,200}\$"  # an amount such as $5 opens no formula
+  r"|\\\([^\\\n]{0,200}\\\)"
+  r"|\\\[[^\[\]]{0,400}\\\]"
+  r"|\\(?:text|mathrm|textbf|mbox)\s?(?=\{)"  # keeps the words inside
+  r"|\\[A-Za-z]{1,30}"
+  r"|https?://\S{1,200}"
+)
+
+
+@functools.lru_cache(maxsize=1 << 14)
+def _script(character: str) -> str | None:
+  """Script of one letter, None for anything that is no letter of a known script."""
+  code_point = ord(character)
+  index = bisect.bisect_right(_RANGE_STARTS, code_point) - 1
+  if index < 0:
+    return None
+  _, last, script = _SCRIPT_RANGES[index]
+  return script if code_point <= last else None
+
+
+def clean(text: str) -> str:
+  """Takes out of `text` what belongs to no language: mark-up, LaTeX, digits and symbols."""
+  text = _NOT_LANGUAGE.sub(" ", text[:MAX_CHARACTERS])
+  kept = (c if c.isalpha() or _script(c) else "'" if c in "'’" else " " for c in text)
+  return " ".join("".join(kept).split())
+
+
+@functools.lru_cache(maxsize=64)
+def _detector(codes: tuple[str, ...]) -> "lingua.LanguageDetector":
+  """lingua restricted to `codes`. Raises ValueError naming the ones that lingua does not know."""
+  import lingua
+
+  known = {entry.iso_code_639_1.name.lower(): entry for entry in lingua.Language.all()}
+  missing = [code for code in codes if code not in known]
+  if missing:
+    names = ", ".join(f"{code!r} ({language_tables.language(code).name})" for code in missing)
+    raise ValueError(
+      f"cannot tell {', '.join(codes)} apart: they share a script and lingua does not know {names}"
+    )
+  builder = lingua.LanguageDetectorBuilder.from_languages(*(known[code] for code in codes))
+  return builder.build()
+
+
+@functools.lru_cache(maxsize=64)
+def _by_script(codes: tuple[str, ...]) -> dict[str, tuple[str, ...]]:
+  """Script -> languages in play that write it. Checks that each pair can be told apart."""
+  tables = {code: language_tables.language(code) for code in codes}
+  scripts = {script for table in tables.values() for script in table.scripts}
+  shared = {
+    script: tuple(code for code in codes if script in tables[code].scripts) for script in scripts
+  }
+  for script, candidates in shared.items():
+    if len(candidates) > 1 and script != "Han":
+      _detector(candidates)
+  return shared
+
+
+@functools.lru_cache(maxsize=1 << 13)
+def _identify_one(text: str, codes: tuple[str, ...]) -> str:
+  words = clean(text)
+  counts = Counter(script for character in words if (script := _script(character)) is not None)
+  if not counts:
+    return UNKNOWN
+  kana = counts["Hiragana"] + counts["Katakana"]
+  by_script = _by_script(codes)
+  weights = {script: count * _SCRIPT_WEIGHTS.get(script, 1) for script, count in counts.items()}
+  total = sum(weights.values())
+  east_asian = sum(weights.get(script, 0) for script in ("Han", "Hiragana", "Katakana"))
+  if east_asian >= MIN_SCRIPT_SHARE * total:
+    letters = counts["Han"] + kana
+    candidates = by_script.get("Hiragana" if kana >= MIN_KANA_SHARE * letters else "Han", ())
+    if kana < MIN_KANA_SHARE * letters and "zh" in codes:
+      candidates = ("zh",)
+  else:
+    script, letters = counts.most_common(1)[0]
+    if weights[script] < MIN_SCRIPT_SHARE * total:
+      return UNKNOWN
+    candidates = by_script.get(script, ())
+  if not candidates:
+    return UNKNOWN
+  if len(candidates) == 1:
+    return candidates[0] if letters >= MIN_LETTERS_BY_SCRIPT else UNKNOWN
+  if letters < MIN_LETTERS_BY_LINGUA:
+    return UNKNOWN
+  ranked = _detector(candidates).compute_language_confidence_values(words)
+  if ranked[0].value - ranked[1].value < MIN_CONFIDENCE_LEAD:
+    return UNKNOWN
+  return ranked[0].language.iso_code_639_1.name.lower()
+
+
+def identify(texts: Sequence[str], languages: tuple[str, ...]) -> list[str]:
+  """Names the language of each text, among `languages`.
+
+  Args:
+    texts: any strings; only the first `MAX_CHARACTERS` characters of each are read.
+    languages: codes of `languages.LANGUAGES` that are in play.
+
+  Returns:
+    One code of `languages`, or 'unknown', for each text. A text too short to tell is 'unknown'.
+
+  Raises:
+    ValueError: a code is unknown, or two languages in play share a script and lingua does not know
+      one of them.
+  """
+  codes = tuple(dict.fromkeys(languages))
+  _by_script(codes)
+  return [_identify_one(text, codes) for text in texts]

@@ -1,0 +1,204 @@
+"""The method's heart: own pivot answers in, rewards out. Change the reward here.
+
+`score_question` narrates the path for one question and its G responses: choose what supervises
+(`labels`), compare each response's answer with it (`agreement`), add the small terms, and say which
+responses may teach at all (`valid`). `score_questions` does it for a step's questions, because one
+control (`shuffled`) supervises with another question's vote.
+
+Equations are those of docs/method.md.
+"""
+
+import dataclasses
+import re
+from collections.abc import Sequence
+
+import numpy as np
+
+from pasmr_jax.feedback.votes import Value, Vote, count_votes, settled
+
+SOURCES = ("pivot", "target_majority", "gold", "random", "shuffled")
+SCOPES = ("own", "pooled")
+KINDS = ("majority", "soft")
+
+
+@dataclasses.dataclass(frozen=True)
+class Scored:
+  """One response as the reward sees it: no token ids, no gold."""
+
+  answer: Value | None  # y_i, the final answer of the reasoning
+  pivot_answers: tuple[Value | None, ...]  # the K answers to its own translation; () if it has none
+  well_formed: bool  # both delimiters, a translation, a reasoning and an end
+  reasoning_consistent: bool  # the reasoning is in the question's language, or too short to tell
+  translation_consistent: bool  # the translation is in the pivot language, or too short to tell
+  tokens: int  # response length
+
+
+@dataclasses.dataclass(frozen=True)
+class RewardSettings:
+  """`config.feedback` and `config.reward` as plain values; see configs/base.py for each."""
+
+  source: str
+  scope: str
+  confidence: float
+  kind: str
+  gate: bool
+  format_weight: float
+  language_weight: float
+  length_weight: float
+  length_scale: int  # the token limit: a response of that length has length term -1
+
+
+@dataclasses.dataclass(frozen=True)
+class Rewards:
+  """Rewards of one question's G responses; every array is float32 [G] unless said otherwise."""
+
+  reward: np.ndarray  # what reasoning tokens are taught with
+  understanding: np.ndarray  # what translation tokens are taught with under split credit
+  valid: np.ndarray  # bool: a label of enough confidence exists for this response
+  agreement: np.ndarray
+  format: np.ndarray
+  language: np.ndarray
+  length: np.ndarray
+  votes: tuple[Vote, ...]  # G votes that supervised each response
+  pooled: Vote  # the vote of all G * K pivot answers (empty when none were sampled)
+
+
+def needs_pivot_answers(source: str, credit: str) -> bool:
+  """Whether translations must be solved at all."""
+  return source in ("pivot", "shuffled") or credit == "split"
+
+
+def labels(
+  responses: Sequence[Scored], settings: RewardSettings, gold: Value | None, pooled: Vote
+) -> tuple[Vote, ...]:
+  """The vote that supervises each response, before any shuffling."""
+  if settings.source == "gold":
+    if gold is None:
+      raise ValueError("feedback.source is 'gold' but the question has no readable answer")
+    return (settled(gold),) * len(responses)
+  if settings.source == "target_majority":
+    return (count_votes([response.answer for response in responses]),) * len(responses)
+  if settings.scope == "own":
+    return tuple(count_votes(response.pivot_answers) for response in responses)
+  return (pooled,) * len(responses)
+
+
+def pooled_vote(responses: Sequence[Scored]) -> Vote:
+  """The vote of all G * K pivot answers; a shared translation counts once a response."""
+  return count_votes([answer for response in responses for answer in response.pivot_answers])
+
+
+def agreement(answer: Value | None, vote: Vote, kind: str) -> float:
+  """`majority`: 1 if the answer is the label. `soft`: the share of votes equal to the answer."""
+  if kind == "majority":
+    return float(answer is not None and answer == vote.label)
+  return vote.share(answer)
+
+
+def score_questions(
+  groups: Sequence[Sequence[Scored]],
+  settings: RewardSettings,
+  golds: Sequence[Value | None],
+  rng: np.random.Generator,
+) -> list[Rewards]:
+  """Rewards for each question's responses.
+
+  Args:
+    groups: the G responses of each question.
+    settings: what supervises and how.
+    golds: each question's gold answer; all None unless `settings.source` is 'gold'.
+    rng: used by the source 'random' only.
+
+  Returns:
+    One `Rewards` a question, in order.
+  """
+  pooled = [pooled_vote(responses) for responses in groups]
+  votes = [
+    labels(responses, settings, gold, vote)
+    for responses, gold, vote in zip(groups, golds, pooled, strict=True)
+  ]
+  if settings.source == "shuffled":
+    # The next question's votes: real labels of the right kind that say nothing about this question.
+    votes = votes[1:] + votes[:1]
+    understood_by = pooled[1:] + pooled[:1]
+  elif settings.source in ("gold", "target_majority"):
+    understood_by = [group[0] for group in votes]
+  else:
+    understood_by = pooled
+  return [
+    _score_question(responses, votes_of, label, vote, settings, rng)
+    for responses, votes_of, label, vote in zip(groups, votes, understood_by, pooled, strict=True)
+  ]
+
+
+def _score_question(
+  responses: Sequence[Scored],
+  votes: tuple[Vote, ...],
+  understood_by: Vote,
+  pooled: Vote,
+  settings: RewardSettings,
+  rng: np.random.Generator,
+) -> Rewards:
+  size = len(responses)
+  if settings.source == "random":
+    agreements = rng.integers(0, 2, size).astype(np.float32)
+    understanding = rng.integers(0, 2, size).astype(np.float32)
+    valid = np.ones(size, bool)
+  else:
+    agreements = np.array(
+      [agreement(r.answer, vote, settings.kind) for r, vote in zip(responses, votes, strict=True)],
+      np.float32,
+    )
+    understanding = np.array([_understanding(r, understood_by) for r in responses], np.float32)
+    valid = np.array(
+      [vote.label is not None and vote.confidence >= settings.confidence for vote in votes], bool
+    )
+  formats = np.array([r.well_formed and r.answer is not None for r in responses], np.float32)
+  languages = np.array(
+    [(r.reasoning_consistent + r.translation_consistent) / 2 for r in responses], np.float32
+  )
+  lengths = np.array([-r.tokens / settings.length_scale for r in responses], np.float32)
+  gate = formats * (languages == 1) if settings.gate else np.ones(size, np.float32)
+  small_terms = (
+    settings.format_weight * formats
+    + settings.language_weight * languages
+    + settings.length_weight * lengths
+  )
+  return Rewards(
+    reward=(agreements * gate + small_terms).astype(np.float32),
+    understanding=(understanding * gate + small_terms).astype(np.float32),
+    valid=valid,
+    agreement=agreements,
+    format=formats,
+    language=languages,
+    length=lengths,
+    votes=votes,
+    pooled=pooled,
+  )
+
+
+def _understanding(response: Scored, vote: Vote) -> float:
+  """The share of the pivot answers to this response's translation that equal the label."""
+  if vote.label is None or not response.pivot_answers:
+    return 0.0
+  return sum(a == vote.label for a in response.pivot_answers) / len(response.pivot_answers)
+
+
+_DIGITS = re.compile(r"\d+")
+
+
+def number_recall(question: str, translation: str) -> float:
+  """The share of the question's whole numbers (any script's digits) that the translation keeps.
+
+  A question without numbers has recall 1. Words for numbers are not looked at.
+  """
+  asked = [int(run) for run in _DIGITS.findall(question)[:100] if len(run) <= 30]
+  kept = [int(run) for run in _DIGITS.findall(translation)[:100] if len(run) <= 30]
+  if not asked:
+    return 1.0
+  found = 0
+  for number in asked:
+    if number in kept:
+      kept.remove(number)
+      found += 1
+  return found / len(asked)

@@ -1,0 +1,121 @@
+"""The parts of a layer that know nothing of attention: norm, rotary positions, gated MLP.
+
+Axes: B batch, T length, D embed, F mlp, H head_dim.
+"""
+
+import math
+from collections.abc import Callable
+from typing import cast
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jax.sharding import PartitionSpec
+from jaxtyping import Array, Float, Int
+
+from pasmr_jax.models.config import TransformerConfig
+
+
+def weight(
+  module: nn.Module,
+  name: str,
+  shape: tuple[int, ...],
+  axes: tuple[str, ...],
+  init: Callable,
+  config: TransformerConfig,
+) -> Array:
+  """One weight with a logical axis name beside each of its dimensions, in the compute dtype."""
+  return stored_weight(module, name, shape, axes, init, config).astype(config.dtype)
+
+
+def stored_weight(
+  module: nn.Module,
+  name: str,
+  shape: tuple[int, ...],
+  axes: tuple[str, ...],
+  init: Callable,
+  config: TransformerConfig,
+) -> Array:
+  """The same in the dtype it is stored in."""
+  boxed = nn.with_logical_partitioning(init, axes)
+  return cast(Array, module.param(name, boxed, shape, jnp.dtype(config.param_dtype)))
+
+
+def split_rows(x: Float[Array, "B ..."]) -> Float[Array, "B ..."]:
+  """Holds the rows of x split over every axis of the current mesh but `tensor`.
+
+  Without it the compiler, which also sees the weights split over `fsdp`, was found to split the
+  embedding dimension instead and to compute every row on every device. Does nothing outside of
+  `jax.set_mesh`, or where the rows do not divide.
+  """
+  mesh = jax.sharding.get_abstract_mesh()
+  axes = tuple(axis for axis in mesh.axis_names if axis != "tensor")
+  if not axes or x.shape[0] % math.prod(mesh.shape[axis] for axis in axes):
+    return x
+  return jax.lax.with_sharding_constraint(x, PartitionSpec(axes))
+
+
+def fan_in(num_in: int) -> Callable:
+  """Truncated normal of variance 1 / (product of the first `num_in` dimensions)."""
+
+  def init(key, shape, dtype):
+    inputs = 1
+    for size in shape[:num_in]:
+      inputs *= size
+    # 0.8796 is the standard deviation of a unit normal cut at two standard deviations.
+    stddev = inputs**-0.5 / 0.87962566103423978
+    return (jax.random.truncated_normal(key, -2.0, 2.0, shape) * stddev).astype(dtype)
+
+  return init
+
+
+class RMSNorm(nn.Module):
+  """x / rms(x) * (1 + weight), or * weight. Computed in float32, returned in the input's dtype."""
+
+  config: TransformerConfig
+  axis: str = "embed"  # logical name of the last dimension
+
+  @nn.compact
+  def __call__(self, x: Float[Array, "... D"]) -> Float[Array, "... D"]:
+    config = self.config
+    ones_or_zeros = nn.initializers.zeros if config.norm_plus_one else nn.initializers.ones
+    shape, axes = (x.shape[-1],), (self.axis,)
+    scale = stored_weight(self, "scale", shape, axes, ones_or_zeros, config)
+    scale = scale.astype(jnp.float32) + (1.0 if config.norm_plus_one else 0.0)
+    x32 = x.astype(jnp.float32)
+    mean_square = jnp.mean(jnp.square(x32), axis=-1, keepdims=True)
+    return (x32 * jax.lax.rsqrt(mean_square + config.norm_eps) * scale).astype(x.dtype)
+
+
+def rope_angles(
+  positions: Int[Array, "B T"], head_dim: int, base: float, scale: float = 1.0
+) -> Float[Array, "B T H/2"]:
+  """Rotary angles in radians, float32: angle[i] = position / scale * base ** (-2 i / head_dim)."""
+  frequencies = base ** (-jnp.arange(0, head_dim, 2, dtype=jnp.float32) / head_dim)
+  return positions.astype(jnp.float32)[..., None] * (frequencies / scale)
+
+
+def rotate(x: Float[Array, "B T N H"], angles: Float[Array, "B T H/2"]) -> Float[Array, "B T N H"]:
+  """Rotates entry i with entry i + H/2 by angle i (the half-split pairing of Hugging Face)."""
+  sin, cos = jnp.sin(angles)[:, :, None], jnp.cos(angles)[:, :, None]
+  first, second = jnp.split(x.astype(jnp.float32), 2, axis=-1)
+  turned = jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)
+  return turned.astype(x.dtype)
+
+
+class GatedMLP(nn.Module):
+  """down(activation(gate(x)) * up(x))."""
+
+  config: TransformerConfig
+
+  @nn.compact
+  def __call__(self, x: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
+    config = self.config
+    d, f = config.embed_dim, config.mlp_dim
+    gate = weight(self, "gate", (d, f), ("embed", "mlp"), fan_in(1), config)
+    up = weight(self, "up", (d, f), ("embed", "mlp"), fan_in(1), config)
+    down = weight(self, "down", (f, d), ("mlp", "embed"), fan_in(1), config)
+    gated = jnp.einsum("BTD,DF->BTF", x, gate)
+    gated = nn.gelu(gated, approximate=True) if config.activation == "gelu_tanh" else nn.silu(gated)
+    hidden = gated * jnp.einsum("BTD,DF->BTF", x, up)
+    return jnp.einsum("BTF,FD->BTD", hidden, down)

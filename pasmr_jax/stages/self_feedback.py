@@ -1,0 +1,533 @@
+"""Self-feedback reinforcement learning (METHOD, stage 2): one step, told in order.
+
+`SelfFeedbackStage.batch` narrates it:
+
+1. `_sample` G responses a question from the policy, and split each into translation and reasoning;
+2. `_solve` each distinct translation K times in the pivot language, by the teacher;
+3. `score_questions` (feedback/rewards.py) turns the answers into rewards: no gold, no reward model;
+4. `_advantages` compares the responses of a question with each other;
+5. `_assemble` lays out the most telling rows as arrays, with the log-probabilities they were drawn
+   with, and scores them under the frozen reference and, if several updates follow, the old policy.
+
+`update` then takes the policy-gradient steps. Rows R = B questions * G responses.
+"""
+
+import dataclasses
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from ml_collections import ConfigDict
+
+from pasmr_jax.data.questions import Question
+from pasmr_jax.feedback import language_id, rewards, votes
+from pasmr_jax.learning import advantages, losses
+from pasmr_jax.learning.update import Learner, Metrics, TrainState
+from pasmr_jax.parallel import mesh as meshes
+from pasmr_jax.parallel import processes
+from pasmr_jax.rollout.engine import Engine, Rollouts
+from pasmr_jax.rollout.sampling import Sampling, make_sampling
+from pasmr_jax.stages.supervised import to_sequences
+from pasmr_jax.text import prompts
+from pasmr_jax.text.answers import read_answer
+from pasmr_jax.text.tokenizer import Tokenizer
+
+
+@dataclasses.dataclass(frozen=True)
+class Sample:
+  """One response and what was found in it."""
+
+  prompt: list[int]
+  ids: np.ndarray  # int32, the stop id included
+  sampler_logprobs: np.ndarray  # float32, one a token, of the policy as sampled
+  response: prompts.Response
+  answer: votes.Value | None
+
+
+@dataclasses.dataclass(frozen=True)
+class Solutions:
+  """The teacher's K pivot solutions of one translation."""
+
+  texts: tuple[str, ...]
+  answers: tuple[votes.Value | None, ...]
+
+
+NO_SOLUTIONS = Solutions((), ())
+
+
+@dataclasses.dataclass(frozen=True)
+class Experience:
+  """One step's questions, what the policy made of them and how it was judged; B of each."""
+
+  questions: list[Question]
+  groups: list[list[Sample]]
+  solved: list[list[Solutions]]
+  scored: list[list[rewards.Scored]]
+  judged: list[rewards.Rewards]
+
+
+@dataclasses.dataclass
+class SelfFeedbackStage:
+  """Stage 2: what train.py's loop needs of it."""
+
+  config: ConfigDict  # the whole configuration
+  learner: Learner
+  engine: Engine
+  tokenizer: Tokenizer
+  mesh: jax.sharding.Mesh
+  decode_shardings: Any  # parameters' layout while decoding
+  reference: Any  # frozen stage-1 parameters, or None if neither KL nor teacher uses them
+  questions: Any  # grain iterator of lists of Question
+  rehearsal: Any | None  # grain iterator of SupervisedBatch
+  name: str = "srl"
+
+  def __post_init__(self):
+    srl, feedback, reward = self.config.srl, self.config.feedback, self.config.reward
+    self.steps = srl.steps
+    self.languages = tuple(sorted({*self.config.languages, self.config.pivot}))
+    self.drawing = self._sampling(srl.temperature)
+    self.pivot_drawing = self._sampling(srl.pivot_temperature)
+    self.reward_settings = rewards.RewardSettings(
+      source=feedback.source,
+      scope=feedback.scope,
+      confidence=feedback.confidence,
+      kind=reward.kind,
+      gate=reward.gate,
+      format_weight=reward.format_weight,
+      language_weight=reward.language_weight,
+      length_weight=reward.length_weight,
+      length_scale=srl.max_new_tokens,
+    )
+    self.policy_settings = losses.PolicySettings(
+      clip_low=srl.clip_low,
+      clip_high=srl.clip_high,
+      kl_coef=srl.kl_coef,
+      importance_cap=srl.importance_cap,
+      temperature=srl.temperature,
+      kl_estimator=srl.kl_estimator,
+    )
+    self.decoded_reference = None  # laid out once: it never changes
+    self.rollouts: list[dict[str, Any]] = []  # of the newest step, for the log
+
+  def _sampling(self, temperature: float) -> Sampling:
+    srl = self.config.srl
+    return make_sampling(temperature, self.tokenizer.stop_ids, srl.top_k, srl.top_p, srl.min_p)
+
+  # One step.
+
+  def batch(
+    self, state: TrainState, step: int
+  ) -> tuple[tuple[list[losses.PolicyBatch], losses.Sequences | None], dict[str, float]]:
+    """Samples, judges and lays out one step's experience.
+
+    Returns:
+      The batches of this rollout's updates with the rehearsal batch, and the step's metrics.
+    """
+    clock = Clock()
+    questions: list[Question] = next(self.questions)
+    experience = self.judge(state, questions, step, clock)
+    reasoning, understanding = self._advantages(experience.judged)
+    seen = self._summary(experience)
+    self.rollouts = [
+      _rollout_record(*parts)
+      for parts in zip(
+        questions,
+        experience.groups,
+        experience.solved,
+        experience.judged,
+        reasoning,
+        understanding,
+        strict=True,
+      )
+    ]
+    clock.lap("host")
+
+    batches = self._assemble(state, experience.groups, reasoning, understanding)
+    clock.lap("score")
+    rehearsal = None
+    if self.rehearsal is not None:
+      rehearsal = to_sequences(next(self.rehearsal), self.mesh)
+    clock.lap("host")
+    tokens = sum(sample.ids.size for group in experience.groups for sample in group)
+    seen |= {f"time/{name}": seconds for name, seconds in clock.seconds.items()}
+    seen["throughput/rollout_tokens_per_second"] = tokens / clock.seconds["rollout"]
+    return (batches, rehearsal), seen
+
+  def judge(
+    self, state: TrainState, questions: Sequence[Question], step: int, clock: "Clock"
+  ) -> "Experience":
+    """Samples responses, solves their translations and rewards them; learns nothing."""
+    key = jax.random.fold_in(jax.random.key(self.config.seed), step)
+    response_key, pivot_key = jax.random.split(key)
+    policy = jax.device_put(state.params, self.decode_shardings)
+    groups = self._sample(policy, questions, response_key)
+    clock.lap("rollout")
+    solved: list[list[Solutions]] = [[NO_SOLUTIONS] * len(group) for group in groups]
+    if rewards.needs_pivot_answers(self.config.feedback.source, self.config.srl.credit):
+      solved = self._solve(self._teacher(state, policy), questions, groups, pivot_key)
+    clock.lap("pivot")
+    scored = self._describe(questions, groups, solved)
+    golds = [self._gold(question) for question in questions]
+    rng = np.random.default_rng([self.config.seed, step, processes.process_index()])
+    judged = rewards.score_questions(scored, self.reward_settings, golds, rng)
+    return Experience(list(questions), groups, solved, scored, judged)
+
+  def update(self, state: TrainState, batch) -> tuple[TrainState, Metrics]:
+    """One optimizer step for each inner batch; the metrics are those of the last one."""
+    batches, rehearsal = batch
+    weight = np.float32(self.config.srl.rehearsal_weight)
+    metrics: list[Metrics] = []
+    for policy_batch in batches:
+      state, learned = self.learner.update_policy(
+        state, policy_batch, rehearsal, self.policy_settings, weight
+      )
+      metrics.append(learned)
+    # TrainState counts stage steps, a rollout each, whatever the number of inner updates.
+    step = state.step - (len(batches) - 1)
+    return state.replace(step=step), metrics[-1]  # pyright: ignore[reportAttributeAccessIssue]
+
+  def data_state(self) -> dict[str, Any]:
+    """Where the data stands, for a checkpoint."""
+    state = {"questions": self.questions.get_state()}
+    if self.rehearsal is not None:
+      state["rehearsal"] = self.rehearsal.get_state()
+    return state
+
+  def restore_data(self, state: dict[str, Any]) -> None:
+    self.questions.set_state(state["questions"])
+    if self.rehearsal is not None:
+      self.rehearsal.set_state(state["rehearsal"])
+
+  # The pieces of a step, in order.
+
+  def _sample(self, params, questions: Sequence[Question], key) -> list[list[Sample]]:
+    srl = self.config.srl
+    asked = [self.question_prompt(question.text) for question in questions]
+    rollouts = self.engine.generate(
+      params,
+      asked,
+      [f"{question.language}/{question.id}" for question in questions],
+      key,
+      self.drawing,
+      samples=srl.group_size,
+      max_new_tokens=srl.max_new_tokens,
+      max_prompt_length=srl.max_prompt_length,
+    )
+    groups = []
+    for number, question in enumerate(questions):
+      rows = range(number * srl.group_size, (number + 1) * srl.group_size)
+      groups.append([self._read(question, asked[number], rollouts, row) for row in rows])
+    return groups
+
+  def _read(self, question: Question, prompt: list[int], rollouts: Rollouts, row: int) -> Sample:
+    length = int(rollouts.lengths[row])
+    ids = np.asarray(rollouts.tokens[row, :length])
+    response = prompts.split_response(self.tokenizer, ids.tolist(), bool(rollouts.truncated[row]))
+    # A response that met the limit has not stated its answer: the last number is only a step.
+    answer = None if response.truncated else read_answer(response.reasoning, question.language)
+    return Sample(
+      prompt=prompt,
+      ids=ids,
+      sampler_logprobs=np.asarray(rollouts.logprobs[row, :length]),
+      response=response,
+      answer=None if answer is None else answer.value,
+    )
+
+  def question_prompt(self, text: str) -> list[int]:
+    return prompts.question_prompt(self.tokenizer, self.config.prompt.question, text)
+
+  def _teacher(self, state: TrainState, policy) -> Any:
+    teacher = self.config.feedback.teacher
+    if teacher == "policy":
+      return policy
+    if teacher == "ema":
+      return jax.device_put(state.average, self.decode_shardings)
+    if self.decoded_reference is None:
+      self.decoded_reference = jax.device_put(self.reference, self.decode_shardings)
+    return self.decoded_reference
+
+  def _solve(
+    self,
+    params,
+    questions: Sequence[Question],
+    groups: Sequence[Sequence[Sample]],
+    key,
+  ) -> list[list[Solutions]]:
+    """K solutions of each distinct well-formed translation that fits the prompt limit."""
+    srl, samples = self.config.srl, self.config.feedback.pivot_samples
+    wanted: dict[tuple[int, str], list[int]] = {}
+    for number, group in enumerate(groups):
+      for sample in group:
+        place = (number, sample.response.translation or "")
+        if sample.response.well_formed and place not in wanted:
+          wanted[place] = self.question_prompt(place[1])
+    fitting = {
+      place: prompt for place, prompt in wanted.items() if len(prompt) <= srl.max_prompt_length
+    }
+    names = [
+      f"{questions[number].language}/{questions[number].id}/{text}" for number, text in fitting
+    ]
+    rollouts = self.engine.generate(
+      params,
+      list(fitting.values()),
+      names,
+      key,
+      self.pivot_drawing,
+      samples=samples,
+      max_new_tokens=srl.max_pivot_tokens,
+      max_prompt_length=srl.max_prompt_length,
+    )
+    solutions = {}
+    for order, place in enumerate(fitting):
+      rows = range(order * samples, (order + 1) * samples)
+      texts = tuple(
+        self.tokenizer.decode(rollouts.tokens[row, : rollouts.lengths[row]].tolist())
+        for row in rows
+      )
+      found = [read_answer(text, self.config.pivot) for text in texts]
+      answers = tuple(
+        None if answer is None or rollouts.truncated[row] else answer.value
+        for answer, row in zip(found, rows, strict=True)
+      )
+      solutions[place] = Solutions(texts, answers)
+    return [
+      [
+        solutions.get((number, sample.response.translation or ""), NO_SOLUTIONS)
+        if sample.response.well_formed
+        else NO_SOLUTIONS
+        for sample in group
+      ]
+      for number, group in enumerate(groups)
+    ]
+
+  def _describe(
+    self,
+    questions: Sequence[Question],
+    groups: Sequence[Sequence[Sample]],
+    solved: Sequence[Sequence[Solutions]],
+  ) -> list[list[rewards.Scored]]:
+    """Responses as the reward sees them; languages are identified for the whole step at once."""
+    samples = [sample for group in groups for sample in group]
+    reasoning = language_id.identify([s.response.reasoning for s in samples], self.languages)
+    translation = language_id.identify(
+      [s.response.translation or "" for s in samples], self.languages
+    )
+    size = self.config.srl.group_size
+    described = []
+    for number, (question, group) in enumerate(zip(questions, groups, strict=True)):
+      described.append(
+        [
+          rewards.Scored(
+            answer=sample.answer,
+            pivot_answers=solved[number][place].answers,
+            well_formed=sample.response.well_formed,
+            reasoning_consistent=reasoning[number * size + place]
+            in (question.language, language_id.UNKNOWN),
+            translation_consistent=translation[number * size + place]
+            in (self.config.pivot, language_id.UNKNOWN),
+            tokens=sample.ids.size,
+          )
+          for place, sample in enumerate(group)
+        ]
+      )
+    return described
+
+  def _gold(self, question: Question) -> votes.Value | None:
+    """The gold answer if feedback.source is gold; otherwise the reader has dropped it."""
+    if self.config.feedback.source != "gold":
+      if question.answer is not None or question.solution is not None:
+        raise ValueError(
+          f"question {question.id!r} carries an answer though feedback.source is"
+          f" {self.config.feedback.source!r}; the reader must drop it"
+        )
+      return None
+    found = read_answer(question.answer or "", question.language)
+    return None if found is None else found.value
+
+  def _advantages(self, judged: Sequence[rewards.Rewards]) -> tuple[np.ndarray, np.ndarray]:
+    """Reasoning and understanding advantages, float32 [B, G]."""
+    srl = self.config.srl
+    valid = np.stack([one.valid for one in judged])
+    reasoning = advantages.estimate(
+      np.stack([one.reward for one in judged]), valid, srl.advantage, moments=processes.global_moments
+    )
+    understanding = advantages.estimate(
+      np.stack([one.understanding for one in judged]),
+      valid,
+      srl.advantage,
+      moments=processes.global_moments,
+    )
+    return reasoning, understanding * np.float32(srl.understanding_weight)
+
+  def _assemble(
+    self,
+    state: TrainState,
+    groups: Sequence[Sequence[Sample]],
+    reasoning: np.ndarray,
+    understanding: np.ndarray,
+  ) -> list[losses.PolicyBatch]:
+    srl = self.config.srl
+    samples = [sample for group in groups for sample in group]
+    reasoning, understanding = reasoning.reshape(-1), understanding.reshape(-1)
+    strength = np.abs(reasoning)
+    if srl.credit == "split":
+      strength = np.maximum(strength, np.abs(understanding))
+    chosen = advantages.most_extreme(strength, srl.update_rows // processes.process_count())
+    longest = max(len(samples[row].prompt) + samples[row].ids.size for row in chosen)
+    longest = processes.global_max(longest)
+    length = -(-longest // srl.length_bucket) * srl.length_bucket
+    rows = [
+      policy_row(
+        samples[row],
+        advantages.token_advantages(
+          float(reasoning[row]),
+          float(understanding[row]),
+          samples[row].ids.size,
+          samples[row].response.reasoning_start,
+          srl.credit,
+        ),
+        length,
+        masked=srl.mask_truncated and samples[row].response.truncated,
+        aggregation=srl.aggregation,
+      )
+      for row in chosen
+    ]
+    size = len(rows) // srl.inner_batches
+    batches = []
+    for first in range(0, size * srl.inner_batches, size):
+      stacked = jax.tree.map(lambda *arrays: np.stack(arrays), *rows[first : first + size])
+      batches.append(self._with_scores(state, meshes.shard_batch(stacked, self.mesh)))
+    return batches * srl.inner_epochs
+
+  def _with_scores(self, state: TrainState, batch: losses.PolicyBatch) -> losses.PolicyBatch:
+    srl = self.config.srl
+    temperature = np.float32(srl.temperature)
+    if srl.inner_batches * srl.inner_epochs > 1:
+      old = self.learner.score(state.params, batch.sequences, temperature)
+      batch = batch.replace(old_logprobs=old)  # pyright: ignore[reportAttributeAccessIssue]
+    if srl.kl_coef > 0:
+      reference = self.learner.score(self.reference, batch.sequences, temperature)
+      batch = batch.replace(reference_logprobs=reference)  # pyright: ignore[reportAttributeAccessIssue]
+    return batch
+
+  def _summary(self, experience: Experience) -> dict[str, float]:
+    """What is logged every step of this process' questions (docs/method.md lists it)."""
+    questions, groups, judged = experience.questions, experience.groups, experience.judged
+    samples = [sample for group in groups for sample in group]
+    flat = [one for group in experience.scored for one in group]
+    mean = lambda values: float(np.mean(values)) if len(values) else 0.0  # noqa: E731
+    translated = [
+      (question.text, sample.response.translation)
+      for question, group in zip(questions, groups, strict=True)
+      for sample in group
+      if sample.response.translation
+    ]
+    lengths = [len(self.tokenizer.encode(text)) for _, text in translated]
+    reward = np.stack([one.reward for one in judged])
+    valid = np.stack([one.valid for one in judged])
+    return {
+      "reward": float(reward.mean()),
+      "reward/agreement": mean([one.agreement for one in judged]),
+      "reward/understanding": mean([one.understanding for one in judged]),
+      "reward/format": mean([one.format for one in judged]),
+      "reward/language": mean([one.language for one in judged]),
+      "reward/length": mean([one.length for one in judged]),
+      "vote_confidence": mean([vote.confidence for one in judged for vote in one.votes]),
+      "label_rate": float(valid.mean()),
+      "zero_variance_share": advantages.zero_variance_share(reward, valid),
+      "well_formed_rate": mean([one.well_formed for one in flat]),
+      "truncation_rate": mean([sample.response.truncated for sample in samples]),
+      "answered_rate": mean([sample.answer is not None for sample in samples]),
+      "language/reasoning": mean([one.reasoning_consistent for one in flat]),
+      "language/translation": mean([one.translation_consistent for one in flat]),
+      "translation_number_recall": mean([rewards.number_recall(*pair) for pair in translated]),
+      "translation_length": mean(lengths),
+      "response_length": mean([sample.ids.size for sample in samples]),
+      "answer_entropy": mean([votes.entropy([s.answer for s in group]) for group in groups]),
+      "distinct_translations": mean(
+        [len({s.response.translation for s in group}) for group in groups]
+      ),
+    }
+
+
+def policy_row(
+  sample: Sample, token_advantages: np.ndarray, length: int, *, masked: bool, aggregation: str
+) -> losses.PolicyBatch:
+  """One response as a row of `length` tokens: prompt, response, padding; arrays are [length].
+
+  Prompt and padding weigh 0, and so does a `masked` response. `token` aggregation weighs every
+  response token alike, `sequence` every response alike.
+  """
+  begin, end = len(sample.prompt), len(sample.prompt) + sample.ids.size
+  tokens = np.zeros(length, np.int32)
+  tokens[:begin], tokens[begin:end] = sample.prompt, sample.ids
+  weights = np.zeros(length, np.float32)
+  if not masked:
+    weights[begin:end] = 1.0 if aggregation == "token" else 1.0 / sample.ids.size
+  spread = np.zeros((2, length), np.float32)
+  spread[:, begin:end] = token_advantages, sample.sampler_logprobs
+  return losses.PolicyBatch(
+    sequences=losses.Sequences(
+      tokens=tokens,
+      positions=np.minimum(np.arange(length), end - 1).astype(np.int32),
+      segment_ids=(np.arange(length) < end).astype(np.int32),
+      weights=weights,
+    ),  # pyright: ignore[reportArgumentType]
+    advantages=spread[0],
+    sampler_logprobs=spread[1],
+    old_logprobs=None,
+    reference_logprobs=None,
+  )  # pyright: ignore[reportArgumentType]
+
+
+def _rollout_record(
+  question: Question,
+  group: Sequence[Sample],
+  solved: Sequence[Solutions],
+  judged: rewards.Rewards,
+  reasoning: np.ndarray,
+  understanding: np.ndarray,
+) -> dict[str, Any]:
+  """One question's samples for rollouts.jsonl."""
+  show = lambda value: None if value is None else str(value)  # noqa: E731
+  return {
+    "id": question.id,
+    "language": question.language,
+    "question": question.text,
+    "pooled_label": show(judged.pooled.label),
+    "pooled_confidence": judged.pooled.confidence,
+    "responses": [
+      {
+        "translation": sample.response.translation,
+        "reasoning": sample.response.reasoning,
+        "answer": show(sample.answer),
+        "well_formed": sample.response.well_formed,
+        "truncated": sample.response.truncated,
+        "pivot_solutions": list(solutions.texts),
+        "pivot_answers": [show(answer) for answer in solutions.answers],
+        "label": show(judged.votes[place].label),
+        "reward": float(judged.reward[place]),
+        "agreement": float(judged.agreement[place]),
+        "format": float(judged.format[place]),
+        "language": float(judged.language[place]),
+        "advantage": float(reasoning[place]),
+        "understanding_advantage": float(understanding[place]),
+      }
+      for place, (sample, solutions) in enumerate(zip(group, solved, strict=True))
+    ],
+  }
+
+
+class Clock:
+  """Seconds of a step by phase."""
+
+  def __init__(self):
+    self.seconds: dict[str, float] = {}
+    self._last = time.perf_counter()
+
+  def lap(self, phase: str) -> None:
+    now = time.perf_counter()
+    self.seconds[phase] = self.seconds.get(phase, 0.0) + now - self._last
+    self._last = now

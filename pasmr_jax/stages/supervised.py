@@ -1,0 +1,93 @@
+"""The supervised stages: `base` (built-in benchmark only) and `pam` (METHOD, stage 1).
+
+A pool of questions becomes examples (`examples`): a prompt and the response to be learned. Batches
+of packed examples come from `data.batches`; `SupervisedStage.update` learns from one.
+"""
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from ml_collections import ConfigDict
+
+from pasmr_jax.data.batches import Example, SupervisedBatch, padding_share
+from pasmr_jax.data.questions import Question
+from pasmr_jax.learning.losses import Sequences
+from pasmr_jax.learning.update import Learner, Metrics, TrainState
+from pasmr_jax.parallel.mesh import shard_batch
+from pasmr_jax.text import prompts
+from pasmr_jax.text.tokenizer import Tokenizer
+
+KINDS = ("pivot", "translation", "target", "triplets")
+
+
+def examples(
+  kind: str, questions: Sequence[Question], tokenizer: Tokenizer, prompt: ConfigDict
+) -> list[Example]:
+  """What a pool teaches.
+
+  Args:
+    kind: `pivot` and `target`: question -> solution in its own language; `translation`: question ->
+      its pivot text; `triplets`: question -> <open> pivot text <close> solution, METHOD's PAM.
+    questions: the pool.
+    tokenizer: of the model.
+    prompt: `config.prompt`.
+
+  Raises:
+    ValueError: naming the question that lacks what the kind needs.
+  """
+  template = prompt.translation if kind == "translation" else prompt.question
+  made = []
+  for question in questions:
+    asked = prompts.question_prompt(tokenizer, template, question.text)
+    needed = {"translation": ("pivot_text",), "triplets": ("pivot_text", "solution")}
+    for field in needed.get(kind, ("solution",)):
+      if getattr(question, field) is None:
+        raise ValueError(
+          f"data.{kind}: question {question.id!r} ({question.language}) has no {field}"
+        )
+    if kind == "translation":
+      answered = prompts.response(tokenizer, None, str(question.pivot_text))
+    elif kind == "triplets":
+      answered = prompts.response(tokenizer, question.pivot_text, str(question.solution))
+    else:
+      answered = prompts.response(tokenizer, None, str(question.solution))
+    made.append(Example(tuple(asked), tuple(answered)))
+  return made
+
+
+def to_sequences(batch: SupervisedBatch, mesh: jax.sharding.Mesh) -> Sequences:
+  """A packed batch of this process as the global batch on the devices."""
+  rows = Sequences(batch.tokens, batch.positions, batch.segment_ids, batch.loss_mask)  # pyright: ignore
+  return shard_batch(rows, mesh)
+
+
+@dataclasses.dataclass
+class SupervisedStage:
+  """One supervised stage: what train.py's loop needs of it."""
+
+  name: str
+  steps: int
+  learner: Learner
+  mesh: jax.sharding.Mesh
+  batches: Any  # grain iterator of SupervisedBatch; get_state() and set_state() make it resumable
+
+  def batch(self, state: TrainState, step: int) -> tuple[Sequences, dict[str, float]]:
+    """The next batch on the devices, and what is known of it before learning."""
+    del state, step  # supervised data depends on neither
+    batch = next(self.batches)
+    trained = int(np.sum(batch.loss_mask > 0))
+    seen = {"padding_share": padding_share(batch), "trained_tokens": trained}
+    return to_sequences(batch, self.mesh), seen
+
+  def update(self, state: TrainState, batch: Sequences) -> tuple[TrainState, Metrics]:
+    return self.learner.update_supervised(state, batch)
+
+  def data_state(self) -> dict[str, Any]:
+    """Where the data stands, for a checkpoint."""
+    return {"batches": self.batches.get_state()}
+
+  def restore_data(self, state: dict[str, Any]) -> None:
+    self.batches.set_state(state["batches"])

