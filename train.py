@@ -18,7 +18,6 @@ from pasmr_jax.experiment.evaluation import Evaluator
 from pasmr_jax.experiment.metrics import Metrics, Timer
 from pasmr_jax.experiment.setup import Run, make_run
 from pasmr_jax.parallel.mesh import initialize_distributed
-from pasmr_jax.parallel.rules import TRAINING, activation_rules
 
 CONFIG = config_flags.DEFINE_config_file("config", None, "Configuration file.", lock_config=True)
 WORKDIR = flags.DEFINE_string("workdir", None, "Where everything is written.")
@@ -77,11 +76,11 @@ def main(_):
   summary.print_start(run)
   evaluator = Evaluator(run)
   metrics = Metrics(workdir, config.stages, config.log)
-  with jax.set_mesh(run.mesh), activation_rules(run.mesh, TRAINING), metrics:
+  with jax.set_mesh(run.mesh), metrics:
     for name in config.stages:
       train_stage(run, name, metrics, evaluator)
       evaluator.test(name)
-  summary.print_accuracy(workdir, config)
+  summary.print_accuracy(workdir, config, config.stages)
 
 
 if __name__ == "__main__":

@@ -15,6 +15,7 @@ Axes: N rows of this process, L tokens a row.
 """
 
 import dataclasses
+import functools
 import itertools
 import math
 from collections.abc import Sequence
@@ -226,9 +227,18 @@ def _fill(packed: Sequence[Sequence[Example]], max_length: int) -> SupervisedBat
 
 def _shuffled(records: Sequence[Any], seed: int, pool: int) -> grain.MapDataset[Any]:
   """The records without end, in another order each epoch."""
-  # grain adds the epoch to its seed, so neighbouring seeds would share epochs: spread them.
-  spread = int(np.random.SeedSequence((seed, pool)).generate_state(1)[0])
-  return grain.MapDataset.source(records).shuffle(seed=spread).repeat()
+  # Not grain's own shuffle: it takes milliseconds a record for a pool of a few, and adds the epoch
+  # to the seed, so that seeds 0 and 1 share all epochs but one.
+
+  @functools.lru_cache(maxsize=8)
+  def order(epoch: int) -> np.ndarray:
+    return np.random.default_rng((seed, pool, epoch)).permutation(len(records))
+
+  def pick(index: int, _: int) -> Any:
+    epoch, place = divmod(index, len(records))
+    return records[order(epoch)[place]]
+
+  return grain.MapDataset.range(len(records)).repeat().map_with_index(pick)
 
 
 def _rows_of_process(key: str, batch_size: int, process_index: int, process_count: int) -> slice:

@@ -70,11 +70,23 @@ class Checkpoints:
   def steps(self) -> list[int]:
     return sorted(self._manager.all_steps())
 
-  def best_step(self) -> int | None:
-    """The step with the best recorded metric, or None if none was recorded."""
-    measured = {step: self._manager.metrics(step) for step in self.steps()}
-    scored = {step: m["metric"] for step, m in measured.items() if m and "metric" in m}
-    return max(scored, key=lambda step: scored[step]) if scored else None
+  def find(self, which: str) -> int:
+    """The step of the checkpoint that `which` means: `last`, `best` or a number.
+
+    Raises:
+      ValueError: there is no such checkpoint.
+    """
+    steps = self.steps()
+    if which == "last" and steps:
+      return steps[-1]
+    if which == "best":
+      measured = {step: self._manager.metrics(step) for step in steps}
+      scored = {step: found["metric"] for step, found in measured.items() if found}
+      if scored:
+        return max(scored, key=lambda step: scored[step])
+    if which.isdecimal() and int(which) in steps:
+      return int(which)
+    raise ValueError(f"{self.directory}: expected a checkpoint {which!r}, found steps {steps}")
 
   def save(
     self,
@@ -113,14 +125,14 @@ class Checkpoints:
     )
 
   def restore(
-    self, state: TrainState, model: TransformerConfig, step: int | None = None
+    self, state: TrainState, model: TransformerConfig
   ) -> tuple[TrainState, dict[str, Any], Progress]:
-    """The state of the newest (or the given) step, laid out like `state`; its data and progress.
+    """The newest state, laid out like `state`; where its data stood; its progress.
 
     Raises:
       ValueError: the checkpoint is of another model, naming each difference.
     """
-    step = self._existing(step)
+    step = self.find("last")
     record = self._checked_record(step, model)
     restored = self._manager.restore(
       step,
@@ -137,13 +149,12 @@ class Checkpoints:
     step = self.latest_step()
     return Progress() if step is None else Progress(**self._record(step)["progress"])
 
-  def restore_params(self, abstract: Any, model: TransformerConfig, step: int | None = None) -> Any:
+  def restore_params(self, abstract: Any, model: TransformerConfig, step: int) -> Any:
     """Parameters only, laid out as `abstract` (a tree of jax.ShapeDtypeStruct with shardings).
 
     Raises:
       ValueError: the checkpoint is of another model, naming each difference.
     """
-    step = self._existing(step)
     self._checked_record(step, model)
     return self._manager.restore(
       step,
@@ -156,16 +167,6 @@ class Checkpoints:
 
   def close(self) -> None:
     self._manager.close()
-
-  def _existing(self, step: int | None) -> int:
-    steps = self.steps()
-    if step is None and steps:
-      return steps[-1]
-    if step not in steps:
-      there = f"steps {steps}" if steps else "none"
-      wanted = "a checkpoint" if step is None else f"step {step}"
-      raise ValueError(f"{self.directory}: expected {wanted}, found {there}")
-    return step
 
   def _record(self, step: int) -> dict[str, Any]:
     return self._manager.restore(

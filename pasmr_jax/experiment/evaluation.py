@@ -195,10 +195,15 @@ class Evaluator:
     self.run = run
     evaluation = run.config.evaluation
     self.engine = run.engine(evaluation.batch_size)
-    self._development = self._questions("development", evaluation.development_questions)
-    self._test = self._questions("test", evaluation.test_questions)
+    limits = {
+      "development": evaluation.development_questions,
+      "test": evaluation.test_questions,
+    }
+    self._questions = {
+      pool: self._limited(pool, limit) for pool, limit in limits.items() if pool in run.pools
+    }
 
-  def _questions(self, pool: str, limit: int) -> list[Question]:
+  def _limited(self, pool: str, limit: int) -> list[Question]:
     """The first `limit` questions of each language (0 is all), those over-long left out."""
     taken: dict[str, list[Question]] = collections.defaultdict(list)
     for question in self.run.pools[pool]:
@@ -212,35 +217,41 @@ class Evaluator:
   def development(self, state: TrainState, stage: Stage) -> dict[str, float]:
     """`development/...` metrics of a state in training."""
     params = self.run.for_decoding(state.params)
-    found = summarize(self._answer(params, self._development, 0.0), self.run.config.pivot)
-    if self.run.config.evaluation.sampled:
-      sampled = summarize(self._answer(params, self._development, 1.0), self.run.config.pivot)
-      found |= {f"sampled/{name}": value for name, value in sampled.items()}
+    questions, pivot = self._questions["development"], self.run.config.pivot
+    found = {}
+    for way, temperature in self._ways():
+      summary = summarize(self._answer(params, questions, temperature), pivot)
+      prefix = "" if way == "greedy" else f"{way}/"
+      found |= {f"{prefix}{name}": value for name, value in summary.items()}
     del params
     count = self.run.config.evaluation.label_questions
     if count and isinstance(stage, SelfFeedbackStage):
-      targets = [q for q in self._development if q.language != self.run.config.pivot]
+      targets = [question for question in questions if question.language != pivot]
       # Every n-th, so that all languages are asked.
       found |= judge_accuracy(stage, state, targets[:: max(1, len(targets) // count)][:count])
     return {f"development/{name}": value for name, value in found.items()}
 
   def test(self, stage: str) -> None:
-    """Evaluates the stage's last checkpoint on the test pool, unless that was done before.
+    """Evaluates the stage's last checkpoint on the test pool, unless that was done before."""
+    if not (self.run.workdir / "results" / f"{stage}.json").exists():
+      params, _ = self.run.checkpoint_params(stage, "last")
+      self.write(params, stage)
 
-    Writes `results/STAGE.json` (the summaries) and, beside it, every answered question.
+  def write(self, params: Any, name: str) -> None:
+    """Evaluates parameters on the test pool.
+
+    Writes every answered question to `results/NAME_greedy.jsonl` (and `_sampled`), and then the
+    summaries to `results/NAME.json`.
     """
     results = self.run.workdir / "results"
-    path = results / f"{stage}.json"
-    if path.exists() or not self._test:
-      return
-    params = self.run.for_decoding(self.run.stage_params(stage))
+    params = self.run.for_decoding(params)
     summaries = {}
-    for name, temperature in self._ways():
-      items = self._answer(params, self._test, temperature)
-      summaries[name] = summarize(items, self.run.config.pivot)
+    for way, temperature in self._ways():
+      items = self._answer(params, self._questions["test"], temperature)
+      summaries[way] = summarize(items, self.run.config.pivot)
       lines = [json.dumps(dataclasses.asdict(item), ensure_ascii=False) for item in items]
-      write_whole(results / f"{stage}_{name}.jsonl", "\n".join(lines) + "\n")
-    write_whole(path, json.dumps(summaries, indent=2) + "\n")
+      write_whole(results / f"{name}_{way}.jsonl", "\n".join(lines) + "\n")
+    write_whole(results / f"{name}.json", json.dumps(summaries, indent=2) + "\n")
 
   def _ways(self) -> list[tuple[str, float]]:
     ways = [("greedy", 0.0)]

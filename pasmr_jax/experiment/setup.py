@@ -76,10 +76,10 @@ class Run:
     """Parameters at step 0 of `stage`, the same at every call."""
     place = self.config.stages.index(stage)
     if place > 0:
-      return self.stage_params(self.config.stages[place - 1])
+      return self.checkpoint_params(self.config.stages[place - 1], "last")[0]
     if self.config.init_from:
       other = pathlib.Path(self.config.init_from)
-      return self._last_params(other, last_stage(other))
+      return self.checkpoint_params(last_stage(other), "last", other)[0]
     if self.config.model.pretrained:
       return pretrained.load_params(
         source(self.config.model), self.model, self.shardings, self.model.param_dtype
@@ -90,14 +90,24 @@ class Run:
     )
     return initialize(key)
 
-  def stage_params(self, stage: str) -> Any:
-    """Parameters of the newest checkpoint of `stage`."""
-    return self._last_params(self.workdir, stage)
+  def checkpoint_params(
+    self, stage: str, which: str, workdir: pathlib.Path | None = None
+  ) -> tuple[Any, int]:
+    """Parameters of a checkpoint, and its step.
 
-  def _last_params(self, workdir: pathlib.Path, stage: str) -> Any:
+    Args:
+      stage: its stage.
+      which: `last`, `best` (by checkpoint.metric) or a step's number.
+      workdir: of another run; None is this one.
+
+    Raises:
+      ValueError: there is no such checkpoint, or it is of another model.
+    """
+    workdir = self.workdir if workdir is None else workdir
     checkpoints = Checkpoints(workdir, stage, self.config.checkpoint, read_only=True)
     try:
-      return checkpoints.restore_params(self.abstract_params(), self.model)
+      step = checkpoints.find(which)
+      return checkpoints.restore_params(self.abstract_params(), self.model, step), step
     finally:
       checkpoints.close()
 
@@ -239,8 +249,13 @@ def last_stage(workdir: pathlib.Path) -> str:
   raise ValueError(f"{workdir}: expected a run with checkpoints/STAGE/STEP, found none")
 
 
-def make_run(config: ConfigDict, workdir: pathlib.Path) -> Run:
-  """Builds what lasts and reads all questions, so that bad input shows at once; no weights yet."""
+def make_run(
+  config: ConfigDict, workdir: pathlib.Path, pools: Sequence[str] | None = None
+) -> Run:
+  """Builds what lasts and reads all questions, so that bad input shows at once; no weights yet.
+
+  `pools` are the pools to read, if not all that the configuration's stages use.
+  """
   workdir.mkdir(parents=True, exist_ok=True)
   mesh = make_mesh(config.mesh.fsdp, config.mesh.tensor)
   tokenizer = make_tokenizer(config, workdir)
@@ -253,7 +268,7 @@ def make_run(config: ConfigDict, workdir: pathlib.Path) -> Run:
     model=model,
     shardings=param_shardings(model, mesh, rules.TRAINING),
     decode_shardings=param_shardings(model, mesh, rules.DECODING),
-    pools={name: read_pool(name, config) for name in pools_used(config)},
+    pools={name: read_pool(name, config) for name in pools or pools_used(config)},
   )
 
 

@@ -2,7 +2,7 @@
 
 import json
 import pathlib
-from typing import Any
+from collections.abc import Sequence
 
 import jax
 import numpy as np
@@ -59,32 +59,23 @@ def _arithmetic(stage: str, config: ConfigDict) -> str:
   )
 
 
-def accuracies(workdir: pathlib.Path, stages: tuple[str, ...]) -> dict[str, dict[str, Any]]:
-  """The summaries in `WORKDIR/results`, by stage."""
-  found = {}
-  for stage in stages:
-    path = workdir / "results" / f"{stage}.json"
-    if path.exists():
-      found[stage] = json.loads(path.read_text(encoding="utf-8"))
-  return found
-
-
-def print_accuracy(workdir: pathlib.Path, config: ConfigDict) -> None:
-  """Test accuracy in % per language after each stage; greedy, then sampled."""
+def print_accuracy(workdir: pathlib.Path, config: ConfigDict, names: Sequence[str]) -> None:
+  """Test accuracy in % per language of each `results/NAME.json`; greedy, then sampled."""
   if process_index() != 0:
     return
-  found = accuracies(workdir, tuple(config.stages))
+  results = workdir / "results"
+  found = {name: json.loads((results / f"{name}.json").read_text("utf-8")) for name in names}
   languages = (config.pivot, *config.languages)
   console = Console(width=max(80, 16 + 8 * (len(languages) + 1)))
   for way in ("greedy", "sampled"):
     table = Table(title=f"test accuracy, {way}, in %")
     for column in ("after", *languages, "targets"):
       table.add_column(column, justify="left" if column == "after" else "right")
-    for stage, ways in found.items():
+    for name, ways in found.items():
       if way not in ways:
         continue
       cells = [ways[way].get(f"accuracy/{language}") for language in languages]
       cells.append(ways[way].get("target_accuracy"))
-      table.add_row(stage, *("-" if cell is None else f"{100 * cell:.1f}" for cell in cells))
+      table.add_row(name, *("-" if cell is None else f"{100 * cell:.1f}" for cell in cells))
     if table.row_count:
       console.print(table)

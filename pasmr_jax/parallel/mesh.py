@@ -17,7 +17,7 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from pasmr_jax.models.config import TransformerConfig
 from pasmr_jax.models.transformer import init_params, logical_axes
-from pasmr_jax.parallel.rules import Rules, partition_specs
+from pasmr_jax.parallel.rules import TRAINING, Rules, partition_specs
 
 AXES = ("fsdp", "tensor")
 
@@ -104,7 +104,7 @@ def _param_specs(config, mesh, rules):
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:
   """Rows, the leading axis, over every mesh axis but `tensor`."""
-  return NamedSharding(mesh, PartitionSpec(tuple(a for a in mesh.axis_names if a != "tensor")))
+  return NamedSharding(mesh, PartitionSpec(tuple(a for a in TRAINING["batch"] if a in mesh.shape)))
 
 
 def replicated(mesh: Mesh) -> NamedSharding:

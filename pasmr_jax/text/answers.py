@@ -16,10 +16,12 @@ import re
 from collections.abc import Iterator
 from fractions import Fraction
 
-from pasmr_jax.text import numerals, symbolic
+from pasmr_jax.text import symbolic
+from pasmr_jax.text.characters import normalise, word_forms
 from pasmr_jax.text.languages import LANGUAGES
 from pasmr_jax.text.languages import language as language_table
-from pasmr_jax.text.numerals import Number
+from pasmr_jax.text.numerals import number_reader
+from pasmr_jax.text.separators import Number, plain_runs
 from pasmr_jax.text.symbolic import Symbolic
 
 HASH, BOXED, PHRASE, LAST_NUMBER = RULES = ("hash", "boxed", "phrase", "last_number")
@@ -76,26 +78,26 @@ class _Reader:
   def __init__(self, code: str):
     self.language = language_table(code)
     english = LANGUAGES["en"]
-    self.numbers = numerals.number_reader(code)
-    self.answer_words = numerals.word_forms((*self.language.answer_words, *english.answer_words))
-    verbs = numerals.word_forms(self.language.answer_verbs)
+    self.numbers = number_reader(code)
+    self.answer_words = word_forms((*self.language.answer_words, *english.answer_words))
+    verbs = word_forms(self.language.answer_verbs)
     spaced_verbs = (*english.answer_verbs, *(verbs if self.language.spaced else ()))
     self.verb = _any_word(spaced_verbs, () if self.language.spaced else verbs)
-    negations = numerals.word_forms(self.language.negations)
+    negations = word_forms(self.language.negations)
     spaced_negations = (*english.negations, *(negations if self.language.spaced else ()))
     self.negation = _any_word(spaced_negations, () if self.language.spaced else negations)
-    steps = numerals.word_forms((*self.language.steps, *english.steps))
+    steps = word_forms((*self.language.steps, *english.steps))
     alternatives = "|".join(map(re.escape, steps))
     self.step_before = re.compile(rf"(?:{alternatives})[\s:#*_.\"'()-]{{0,4}}$")
     self.step = re.compile(alternatives)
-    amounts = numerals.word_forms(
+    amounts = word_forms(
       (*self.language.currencies, *english.currencies, "approximately", "about", "exactly")
     )
     self.amount_word = re.compile(
       rf"(?<!{_LETTER})(?:{'|'.join(map(re.escape, amounts))})(?!{_LETTER})"
       r"|\\(?:text|mathrm|mathbf|textbf|boxed)|(?<![^\W\d_])[a-z]{1,3}(?=\\?\$)"
     )
-    closing = numerals.word_forms(
+    closing = word_forms(
       (*self.language.answer_verbs, *self.language.units, *self.language.currencies)
     )
     self.closing_words = frozenset(closing)
@@ -133,7 +135,7 @@ class _Reader:
       offset = 0
     else:
       offset = max(0, place - 24)
-      window = numerals.normalise(text[offset : place + len(marker) + _STATEMENT_CHARACTERS])
+      window = normalise(text[offset : place + len(marker) + _STATEMENT_CHARACTERS])
       after = place + len(marker) - offset
       reading = (
         self._hash(window, after) if rule == HASH else self._phrase(window, place - offset, after)
@@ -334,10 +336,10 @@ class _Reader:
 
   def _content(self, content: str) -> Fraction | Symbolic | None:
     """What a box holds: a number with its unit, a formula, else a sentence or a word."""
-    value = self._expression(numerals.normalise(content))
+    value = self._expression(normalise(content))
     if value is not None:
       return value
-    normalised = numerals.normalise(content).lower()
+    normalised = normalise(content).lower()
     number = self.numbers.first(normalised, 0, len(normalised))
     if number is not None and not _MATH_MACRO.search(normalised):
       number = self._end_of_equation(normalised, number, len(normalised))
@@ -350,7 +352,7 @@ class _Reader:
     plain = _EMPHASIS.sub(r" \1 ", plain).strip()
     lowered = plain.lower()
     number = self.numbers.first(lowered, 0, len(lowered))
-    if number is not None and not lowered[: number.start].strip(" ~≈\\$"):
+    if number is not None and not lowered[: number.start].strip(" ~≈\\$,;:!"):
       rest = plain[number.end :]
       if not rest or (
         not _MATH_MACRO.search(rest) and _UNIT_WORDS.match(rest) and not self._is_algebra(rest)
@@ -375,7 +377,7 @@ class _Reader:
     """Numbers in the language's style become ASCII ones: in German, 2.500,5x is 2500.5x."""
     if not re.search(r"[0-9][.,'{\\ \u00a0][0-9,!}]", text):
       return text
-    return numerals.plain_runs(text, self.language)
+    return plain_runs(text, self.language)
 
   # ---- the last number -------------------------------------------------------------------------
 
@@ -384,13 +386,13 @@ class _Reader:
     match = _LAST_DIGIT.match(text, begin)
     if match is not None:
       last = match.end()
-      for reach in (80, 600, 4_000):
+      for reach in (40, 400, 4_000):
         offset = max(begin, last - reach)
         while (
           offset > begin and offset > last - reach - 200 and _NUMBER_LIKE.match(text, offset - 1)
         ):
           offset -= 1
-        window = numerals.normalise(text[offset : last + 80])
+        window = normalise(text[offset : last + 80])
         reading = self._last_in(window, offset == begin)
         if reading is not None:
           return reading[0], reading[1] + offset, reading[2] + offset
@@ -398,14 +400,14 @@ class _Reader:
           break
     if not self.language.numeral_digits:
       return None
-    return self._last_bare(numerals.normalise(text[max(begin, len(text) - 600) :]), text)
+    return self._last_bare(normalise(text[max(begin, len(text) - 600) :]), text)
 
   def _last_in(self, window: str, whole: bool) -> _Reading | None:
     lowered = window.lower()
     read = self.numbers.read(lowered, 0, len(lowered))
     kept = [number for number in read if not number.bare]
     if not whole:
-      kept = [number for number in kept if number.start > 0]
+      kept = [number for number in kept if number.start >= 12]  # others may be cut off
     chosen = next((n for n in reversed(kept) if not self._is_heading(lowered, n)), None)
     if chosen is None:
       if not whole or not kept:

@@ -1,13 +1,12 @@
 """Numbers as the world writes them, read exactly and without evaluating anything.
 
-The path of a text: `normalise` maps every digit, minus, space and full-width form to one plain
-character each, so that positions stay true; `read_numbers` walks over the result from left to right
-and gives each number as a `Fraction` with the place where it stood. On the way one number may take
-in its sign, separators, a fraction or mixed number, a power of ten, CJK numerals and scale words.
+The path of a text, which `characters.normalise` has made plain: `NumberReader.read` walks over it
+from left to right and gives each number as a `Fraction` with the place where it stood. A number takes
+in, in this order, its digits and separators (`separators.py`), a fraction, mixed number, power or
+power of ten, an inverted fraction or scale word, its sign; or it is a row of CJK numerals.
 
-Which separator means what is decided by `_resolve`, in this order: a reading that is the language's
-own; else the English one; else the only one left. Nothing here is longer than `MAX_DIGITS`, no loop
-is nested over the text, and no function raises for any string.
+Nothing here is longer than `MAX_DIGITS`, no loop is nested over the text, and no function raises for
+any string.
 """
 
 import dataclasses
@@ -16,91 +15,12 @@ import re
 import unicodedata
 from fractions import Fraction
 
+from pasmr_jax.text.characters import word_forms
 from pasmr_jax.text.languages import LANGUAGES, Language
+from pasmr_jax.text.languages import language as language_table
+from pasmr_jax.text.separators import MAX_DIGITS, RUN, Number, pieces_of_run, resolve
 
-MAX_DIGITS = 200  # a longer number is no number
 MAX_EXPONENT = 200  # of ten, and of powers such as 2^10
-
-SIGN = "-"
-NARROW = "\u00a0"  # every no-break, narrow and thin space, normalised
-INVISIBLE = "\u200b"  # every zero-width and direction mark, normalised
-
-_SAME = {
-  **dict.fromkeys(map(ord, "\u2212\ufe63\u2010\u2011\u2012\u207b"), SIGN),
-  **dict.fromkeys(map(ord, "\u00a0\u202f\u2004\u2005\u2006\u2007\u2008\u2009\u200a\u205f"), NARROW),
-  **dict.fromkeys(map(ord, "\u2018\u2019\u02bc\u2032"), "'"),
-  **dict.fromkeys(
-    (0x200B, 0x200E, 0x200F, *range(0x202A, 0x202F), *range(0x2066, 0x206A)), INVISIBLE
-  ),
-  **dict.fromkeys((0x061C, 0xFEFF, 0x00AD, 0x2060), INVISIBLE),
-  **dict.fromkeys(map(ord, "\u2044\u2215"), "/"),
-  **dict.fromkeys(map(ord, "\u22c5\u2219\u2022"), "·"),
-  0x3000: " ",
-  0x066A: "%",
-  0xFE6A: "%",
-  0xFE69: "$",
-  0x2236: ":",
-  0x0130: "I",  # the one letter whose lower case has two characters
-}
-
-
-class _Characters(dict[int, str | int]):
-  """Translation table that fills itself with the characters that it meets."""
-
-  def __missing__(self, code: int) -> str | int:
-    character = chr(code)
-    digit = unicodedata.decimal(character, None) if code > 127 else None
-    mapped: str | int = code
-    if digit is not None:
-      mapped = str(digit)
-    elif 0xFF01 <= code <= 0xFF5E:
-      mapped = chr(code - 0xFEE0)
-    if len(self) < 1 << 14:  # hostile text could otherwise make it as large as Unicode
-      self[code] = mapped
-    return mapped
-
-
-_CHARACTERS = _Characters(_SAME)
-
-
-def normalise(text: str) -> str:
-  """Maps digits, signs, spaces and full-width forms to plain ones; the length stays the same."""
-  return text if text.isascii() else text.translate(_CHARACTERS)
-
-
-def word_forms(words: tuple[str, ...]) -> tuple[str, ...]:
-  """Lower-case forms under which `words` occur: as given, composed, decomposed; longest first."""
-  forms: dict[str, None] = {}
-  for word in words:
-    for form in (word, unicodedata.normalize("NFC", word), unicodedata.normalize("NFD", word)):
-      forms[form.lower()] = None
-      for nuktaless, composed in _COMPOSED_NUKTAS:
-        if nuktaless in form:
-          forms[form.lower().replace(nuktaless, composed)] = None
-  return tuple(sorted(forms, key=lambda form: (-len(form), form)))
-
-
-# Unicode's normal forms never compose these, keyboards do.
-_COMPOSED_NUKTAS = (
-  ("\u09af\u09bc", "\u09df"),
-  ("\u09a1\u09bc", "\u09dc"),
-  ("\u09a2\u09bc", "\u09dd"),
-  ("\u091c\u093c", "\u095b"),
-  ("\u0921\u093c", "\u095c"),
-  ("\u0922\u093c", "\u095d"),
-)
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class Number:
-  """One number of a text."""
-
-  value: Fraction
-  start: int  # of the sign or scale word, if any, else of the first digit
-  end: int  # after the last character that belongs to the value
-  bare: bool = False  # written in CJK numerals alone
-  ratio: str = ""  # "3:30": a clock time or ratio, kept as written
-
 
 _VULGAR = {
   chr(code): Fraction(unicodedata.numeric(chr(code))).limit_denominator(10)
@@ -108,11 +28,7 @@ _VULGAR = {
 }
 _VULGAR_CLASS = f"[{''.join(_VULGAR)}]"
 _SUPERSCRIPTS = str.maketrans("⁰¹²³⁴⁵⁶⁷⁸⁹⁺", "0123456789+")
-SCRIPT_DIGITS = "⁰¹²³⁴⁵⁶⁷⁸⁹"
 
-_SEPARATOR = r"(?:,\\!|\{[,.]\}|\\[,;:! ]|[.,'٫٬،_]|[ \u00a0](?=[0-9]{3}(?![0-9])))"
-_RUN = re.compile(rf"[0-9]+(?:{_SEPARATOR}[0-9]+)*")
-_SPLIT = re.compile(rf"({_SEPARATOR})")
 _SIMPLE = r"[0-9]{1,60}(?:[.,][0-9]{1,60})?"
 _LATEX_FRACTION = re.compile(
   rf"\\[dtc]?frac\s?(?:\{{\s?(-?)\s?({_SIMPLE})\s?\}}|([0-9]))\s?"
@@ -134,99 +50,6 @@ _SYMBOL = (
   r"(?:\\?\$|[¢-¥֏؋৲৳৻૱௹฿៛₠-₿﷼])"  # dollar with or without a backslash, category Sc otherwise
 )
 _SIGN_BEFORE = "-–"
-
-
-def _digits(groups: list[str]) -> int:
-  return int("".join(groups))
-
-
-def _grouped(groups: list[str], mark: str, language: Language) -> bool:
-  """Are `groups` digits grouped by a thousands mark, as this or any language groups them?"""
-  head, rest = groups[0], groups[1:]
-  if head[0] == "0":
-    return False
-  lengths = [len(group) for group in rest]
-  if len(head) <= 3 and all(length == 3 for length in lengths):
-    return True
-  if mark in ".,٬،'" and len(rest) > 1 and len(head) <= 2 and lengths[-1] == 3:
-    return all(length == 2 for length in lengths[:-1])
-  myriad = language.grouping == "myriad" and mark in ", "
-  return myriad and len(head) <= 4 and all(length == 4 for length in lengths)
-
-
-def _resolve(groups: list[str], marks: list[str], language: Language) -> Fraction | None:
-  """Value of digit `groups` joined by `marks`, None if that is no single number."""
-  if not marks:
-    return Fraction(int(groups[0]))
-  last = marks[-1]
-  decimal = Fraction(_digits(groups), 10 ** len(groups[-1]))
-  if len(marks) > 1:
-    thousands = marks[0]
-    if all(mark == thousands for mark in marks):
-      return Fraction(_digits(groups)) if _grouped(groups, thousands, language) else None
-    if last in ".,٫،" and all(mark == thousands for mark in marks[:-1]) and last != thousands:
-      return decimal if thousands != "٫" and _grouped(groups[:-1], thousands, language) else None
-    return None
-  is_grouped = _grouped(groups, last, language)
-  if last == "٫" or last == language.decimal_mark:
-    return decimal
-  if last in language.thousands_marks or last in "٬،_'" or last == " ":
-    if is_grouped:
-      return Fraction(_digits(groups))
-    # "2,5" where the comma groups: not this language's style, nor English; one reading is left
-    return decimal if last in ".,،" else None
-  return decimal if last in ".," else None
-
-
-def _pieces(text: str, run: re.Match[str], language: Language) -> list[Number]:
-  """The numbers of a run of digits and separators: one if it reads as one, else its parts."""
-  start, end = run.span()
-  if end - start < 16 and run.group().isdigit():
-    return [Number(Fraction(int(run.group())), start, end)]
-  if end - start > 2 * MAX_DIGITS:
-    return []
-  parts = _SPLIT.split(run.group())
-  groups, marks = parts[::2], [_plain_mark(mark) for mark in parts[1::2]]
-  if sum(map(len, groups)) > MAX_DIGITS:
-    return []
-  value = _resolve(groups, marks, language)
-  if value is not None:
-    return [Number(value, start, end)]
-  # No single number. Spaces part lists first, then commas ("2.5,3.5"), then every mark.
-  if " " in marks and set(marks) != {" "}:
-    parting = " "
-  elif "," in marks and "." in marks:
-    parting = ","
-  else:
-    parting = ""
-  numbers: list[Number] = []
-  position, held_groups, held_marks, held_start = start, [groups[0]], [], start
-  position += len(groups[0])
-  for raw, mark, group in zip(parts[1::2], marks, groups[1:], strict=True):
-    if parting and mark != parting:
-      held_groups.append(group)
-      held_marks.append(mark)
-    else:
-      numbers += _part(held_groups, held_marks, held_start, position, language)
-      held_groups, held_marks, held_start = [group], [], position + len(raw)
-    position += len(raw) + len(group)
-  return numbers + _part(held_groups, held_marks, held_start, position, language)
-
-
-def _part(
-  groups: list[str], marks: list[str], start: int, end: int, language: Language
-) -> list[Number]:
-  value = _resolve(groups, marks, language)
-  if value is None:
-    value = Fraction(int(groups[-1]))
-    start = end - len(groups[-1])
-  return [Number(value, start, end)]
-
-
-def _plain_mark(mark: str) -> str:
-  if mark[0] == "\\" or mark == NARROW:
-    return " "
-  return mark.strip("{}")[0]
 
 
 def _power(base: Fraction, exponent: int) -> Fraction | None:
@@ -268,7 +91,7 @@ class NumberReader:
     self._numeral_scales = dict(language.numeral_scales)
     digits, scale_characters = "".join(self._numeral_values), "".join(self._numeral_scales)
     numerals = digits + scale_characters
-    begin = rf"[0-9]|(?<![\w.,])[.,٫](?=[0-9])|{_VULGAR_CLASS}|\\[dtc]?frac"
+    begin = rf"[0-9]|(?<![\w.,\\])[.,٫](?=[0-9])|{_VULGAR_CLASS}|\\[dtc]?frac"
     # Korean writes scales between digits only; alone its syllables are parts of words.
     self._begin = re.compile(f"{begin}|[{re.escape(numerals)}]" if digits else begin)
     self._numerals = re.compile(
@@ -324,7 +147,7 @@ class NumberReader:
       return [self._completed(text, Number(value, start, run.end()))], run.end()
     if not character.isdigit() or not character.isascii():
       return self._read_numerals(text, start)
-    run = _RUN.match(text, start)
+    run = RUN.match(text, start)
     assert run is not None
     if not self._stands_alone(text, start):
       return [], run.end()
@@ -332,7 +155,7 @@ class NumberReader:
       read, end = self._read_numerals(text, start)
       if read:
         return read, end
-    pieces = _pieces(text, run, self.language)
+    pieces = pieces_of_run(text, run, self.language)
     if not pieces:
       return [], run.end()
     last = self._completed(text, self._extended(text, pieces[-1]))
@@ -434,7 +257,7 @@ class NumberReader:
     self, text: str, found: re.Match[str], scale: int
   ) -> tuple[Fraction | None, int]:
     """ "200 thousand" after "1 million": its value and end, None if it is no smaller part."""
-    run = _RUN.match(text, found.start())
+    run = RUN.match(text, found.start())
     if run is None or not run.group().isdigit() or run.end() - run.start() > 12:
       return None, 0
     match = self._scale.match(text, run.end())
@@ -511,7 +334,7 @@ class NumberReader:
           groups = re.split(r"([.,])", token)
           if current is not None:
             return None
-          current = _resolve(groups[::2], groups[1::2], self.language)
+          current = resolve(groups[::2], groups[1::2], self.language)
           if current is None:
             return None
           row = ""
@@ -542,23 +365,6 @@ class NumberReader:
     return total + section
 
 
-def plain_runs(text: str, language: Language) -> str:
-  """Rewrites each number of normalised `text` that has separators as ASCII with a decimal dot."""
-
-  def plain(run: re.Match[str]) -> str:
-    pieces = _pieces(text, run, language)
-    if len(pieces) != 1 or pieces[0].start != run.start():
-      return run.group()
-    value = pieces[0].value
-    if value.denominator == 1:
-      return str(value.numerator)
-    places = len(run.group()) - 1 - max(run.group().rfind(mark) for mark in ".,٫،")
-    scaled = str(value.numerator * 10**places // value.denominator).rjust(places + 1, "0")
-    return f"{scaled[:-places]}.{scaled[-places:]}"
-
-  return _RUN.sub(plain, text)
-
-
 def _times_ten(number: Number, exponent: int, end: int) -> Number:
   power = _power(Fraction(10), exponent)
   if power is None:
@@ -572,7 +378,7 @@ def _latex_fraction(text: str, start: int, language: Language) -> Number | None:
     return None
   sign, above, above_digit, below, below_digit = match.groups()
   numerator, denominator = (
-    _resolve(parts[::2], parts[1::2], language)
+    resolve(parts[::2], parts[1::2], language)
     for parts in (
       re.split(r"([.,])", above or above_digit),
       re.split(r"([.,])", below or below_digit),
@@ -592,6 +398,4 @@ def _next_visible(text: str, position: int) -> str:
 @functools.cache
 def number_reader(code: str) -> NumberReader:
   """The compiled number tables of language `code`. Raises ValueError if it is unknown."""
-  from pasmr_jax.text.languages import language
-
-  return NumberReader(language(code))
+  return NumberReader(language_table(code))

@@ -296,7 +296,7 @@ def test_real_files(shared_data):
   questions = read(path, "parallel")
   assert len(questions) == 7360
   assert all(q.pivot_text == english[q.id].text for q in questions)
-  assert all(q.answer == english[q.id].answer for q in questions)
+  assert all(q.answer == english[q.id].answer.replace(",", "") for q in questions)
   chains = read(path, "parallel_equations")
   assert 7200 < len(chains) < 7360
-  assert all(q.solution.endswith(f"\n#### {q.answer}") for q in chains)
+  assert all(q.solution.endswith(f"\n#### {english[q.id].answer}") for q in chains)
