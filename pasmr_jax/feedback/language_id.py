@@ -1,13 +1,15 @@
 """Which of the languages in play is a text written in?
 
-The path of a text: what belongs to no language is taken out (numbers, LaTeX, code, the delimiters of
-the response format), the letters that are left are counted by Unicode script, and
+The path of a text: what belongs to no language is taken out (numbers, LaTeX, links, the delimiters
+of the response format), the letters that are left are counted by Unicode script, and
   - fewer letters than can decide, or no script with a clear majority: 'unknown';
   - the majority script is written by none of the languages in play: 'unknown';
-  - by exactly one: that one (Han and kana are told apart by the share of kana);
-  - by several: lingua (https://github.com/pemistahl/lingua-py), restricted to those.
+  - by exactly one: that one (Chinese and Japanese are told apart by the share of kana);
+  - by several: lingua (https://github.com/pemistahl/lingua-py) restricted to those; its first
+    choice must lead by the more, the shorter the text is, else 'unknown'.
 
-The world is closed: a Portuguese text is called Spanish if Spanish is the only Latin language in play.
+The world is closed: a Portuguese text is called Spanish if Spanish is the only language in play
+that is written in Latin letters.
 """
 
 import bisect
@@ -24,17 +26,24 @@ if TYPE_CHECKING:
 
 UNKNOWN = "unknown"
 
-# A text is cut here before anything looks at it: a language shows long before.
-MAX_CHARACTERS = 2_000
+# Of a longer text its beginning, middle and end are read, so that a drift from one language into
+# another shows, at the cost of this many characters.
+MAX_CHARACTERS = 900
 # The majority script must hold this share of the (weighted) letters.
 MIN_SCRIPT_SHARE = 0.6
 # Letters needed where the script alone decides, and where lingua has to.
 MIN_LETTERS_BY_SCRIPT = 2
 MIN_LETTERS_BY_LINGUA = 8
-# Japanese text has kana in every clause; Chinese has none.
+# Japanese has kana in every clause, Chinese none: so many Han letters without kana are Chinese.
 MIN_KANA_SHARE = 0.05
-# lingua's answer counts if its confidence beats the second best by this much.
-MIN_CONFIDENCE_LEAD = 0.05
+MIN_HAN_WITHOUT_KANA = 10
+# lingua's first choice must lead the second by this over the number of letters: by 0.4 at 10
+# letters, 0.1 at 40. Of MGSM's questions in 11 languages, cut at 40 characters, 99.7 % are then
+# named right and 0.2 % wrong; cut at 10, 67 % and 1 %.
+LEAD_TIMES_LETTERS = 4.0
+# Names tell little of a language: lingua sees the words without a capital if they have so many
+# letters.
+MIN_LETTERS_WITHOUT_NAMES = 10
 
 # (first, last code point, script) of the scripts written by `languages.LANGUAGES`.
 _SCRIPT_RANGES = (
@@ -87,7 +96,7 @@ _SCRIPT_WEIGHTS = {"Han": 3, "Hiragana": 2, "Katakana": 2, "Hangul": 2}
 _NOT_LANGUAGE = re.compile(
   r"</?[A-Za-z_|][A-Za-z0-9_|]{0,40}>"  # <pivot>, </pivot>, <unused0>, <|end|>
   r"|\$\$[^$]{0,400}\$\$"
-  r"|\$[^$\n]{0,200}[\\^_=+*/{][^$\n]{0,200}\$"  # an amount such as $5 opens no formula
+  r"|\$(?!\s)[^$\n]{0,200}[\\^_=+*/{][^$\n]{0,200}(?<!\s)\$(?![0-9])"  # "$5 + $6" is no formula
   r"|\\\([^\\\n]{0,200}\\\)"
   r"|\\\[[^\[\]]{0,400}\\\]"
   r"|\\(?:text|mathrm|textbf|mbox)\s?(?=\{)"  # keeps the words inside
@@ -107,9 +116,18 @@ def _script(character: str) -> str | None:
   return script if code_point <= last else None
 
 
+def _sample(text: str) -> str:
+  """The text, or its beginning, middle and end if it is longer than `MAX_CHARACTERS`."""
+  if len(text) <= MAX_CHARACTERS:
+    return text
+  part = MAX_CHARACTERS // 3
+  middle = (len(text) - part) // 2
+  return f"{text[:part]} {text[middle : middle + part]} {text[-part:]}"
+
+
 def clean(text: str) -> str:
   """Takes out of `text` what belongs to no language: mark-up, LaTeX, digits and symbols."""
-  text = _NOT_LANGUAGE.sub(" ", text[:MAX_CHARACTERS])
+  text = _NOT_LANGUAGE.sub(" ", text)
   kept = (c if c.isalpha() or _script(c) else "'" if c in "'’" else " " for c in text)
   return " ".join("".join(kept).split())
 
@@ -144,44 +162,50 @@ def _by_script(codes: tuple[str, ...]) -> dict[str, tuple[str, ...]]:
   return shared
 
 
+def _candidates(counts: Counter[str], codes: tuple[str, ...]) -> tuple[tuple[str, ...], int]:
+  """Languages in play that write the majority script, and how many letters speak for them."""
+  weights = {script: count * _SCRIPT_WEIGHTS.get(script, 1) for script, count in counts.items()}
+  total = sum(weights.values())
+  by_script = _by_script(codes)
+  kana = counts["Hiragana"] + counts["Katakana"]
+  letters = counts["Han"] + kana
+  if sum(weights.get(s, 0) for s in ("Han", "Hiragana", "Katakana")) >= MIN_SCRIPT_SHARE * total:
+    if kana >= MIN_KANA_SHARE * letters:
+      return by_script.get("Hiragana", ()), letters
+    if "zh" in codes:
+      return ("zh",), letters
+    return by_script.get("Han", ()) if letters < MIN_HAN_WITHOUT_KANA else (), letters
+  script, letters = max(counts.items(), key=lambda item: weights[item[0]])
+  if weights[script] < MIN_SCRIPT_SHARE * total:
+    return (), letters
+  return by_script.get(script, ()), letters
+
+
 @functools.lru_cache(maxsize=1 << 13)
 def _identify_one(text: str, codes: tuple[str, ...]) -> str:
   words = clean(text)
   counts = Counter(script for character in words if (script := _script(character)) is not None)
   if not counts:
     return UNKNOWN
-  kana = counts["Hiragana"] + counts["Katakana"]
-  by_script = _by_script(codes)
-  weights = {script: count * _SCRIPT_WEIGHTS.get(script, 1) for script, count in counts.items()}
-  total = sum(weights.values())
-  east_asian = sum(weights.get(script, 0) for script in ("Han", "Hiragana", "Katakana"))
-  if east_asian >= MIN_SCRIPT_SHARE * total:
-    letters = counts["Han"] + kana
-    candidates = by_script.get("Hiragana" if kana >= MIN_KANA_SHARE * letters else "Han", ())
-    if kana < MIN_KANA_SHARE * letters and "zh" in codes:
-      candidates = ("zh",)
-  else:
-    script, letters = counts.most_common(1)[0]
-    if weights[script] < MIN_SCRIPT_SHARE * total:
-      return UNKNOWN
-    candidates = by_script.get(script, ())
-  if not candidates:
+  candidates, letters = _candidates(counts, codes)
+  if len(candidates) == 1 and letters >= MIN_LETTERS_BY_SCRIPT:
+    return candidates[0]
+  if len(candidates) < 2 or letters < MIN_LETTERS_BY_LINGUA:
     return UNKNOWN
-  if len(candidates) == 1:
-    return candidates[0] if letters >= MIN_LETTERS_BY_SCRIPT else UNKNOWN
-  if letters < MIN_LETTERS_BY_LINGUA:
+  uncapitalised = " ".join(word for word in words.split() if not word[0].isupper())
+  if len(uncapitalised) - uncapitalised.count(" ") >= MIN_LETTERS_WITHOUT_NAMES:
+    words = uncapitalised
+  first, second = _detector(candidates).compute_language_confidence_values(words)[:2]
+  if first.value - second.value < LEAD_TIMES_LETTERS / letters:
     return UNKNOWN
-  ranked = _detector(candidates).compute_language_confidence_values(words)
-  if ranked[0].value - ranked[1].value < MIN_CONFIDENCE_LEAD:
-    return UNKNOWN
-  return ranked[0].language.iso_code_639_1.name.lower()
+  return first.language.iso_code_639_1.name.lower()
 
 
 def identify(texts: Sequence[str], languages: tuple[str, ...]) -> list[str]:
   """Names the language of each text, among `languages`.
 
   Args:
-    texts: any strings; only the first `MAX_CHARACTERS` characters of each are read.
+    texts: any strings; at most `MAX_CHARACTERS` characters of each are read.
     languages: codes of `languages.LANGUAGES` that are in play.
 
   Returns:
@@ -193,4 +217,4 @@ def identify(texts: Sequence[str], languages: tuple[str, ...]) -> list[str]:
   """
   codes = tuple(dict.fromkeys(languages))
   _by_script(codes)
-  return [_identify_one(text, codes) for text in texts]
+  return [_identify_one(_sample(text), codes) for text in texts]

@@ -58,7 +58,7 @@ class Learner:
     """Moments are laid out like their parameter; counters and factored moments are replicated."""
     replicated = _replicated_like(params)
     shapes = jax.eval_shape(self.optimizer.init, params)
-    return optax.tree_map_params(
+    return optax.tree_utils.tree_map_params(
       self.optimizer,
       lambda moment, param: param.sharding if moment.shape == param.shape else replicated,
       shapes,
@@ -152,7 +152,7 @@ class Learner:
     if average is not None:
       keep = self.average_decay
       average = jax.tree.map(lambda a, p: keep * a + (1 - keep) * p, average, params)
-    metrics = {"loss": total, "gradient_norm": optax.global_norm(gradients), **parts}
+    metrics = {"loss": total, "gradient_norm": optax.tree.norm(gradients), **parts}
     return TrainState(state.step + 1, params, opt_state, average), metrics  # pyright: ignore
 
 

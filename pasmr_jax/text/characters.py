@@ -17,8 +17,6 @@ _SAME = {
   **dict.fromkeys(map(ord, "\u2044\u2215"), "/"),
   **dict.fromkeys(map(ord, "\u22c5\u2219\u2022"), "·"),
   0x3000: " ",
-  0x066A: "%",
-  0xFE6A: "%",
   0xFE69: "$",
   0x2236: ":",
   0x0130: "I",  # the one letter whose lower case has two characters

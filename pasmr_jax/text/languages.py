@@ -142,8 +142,9 @@ _MGSM_LANGUAGES = (
     code="es",
     name="Spanish",
     scripts=("Latin",),
+    # Mexico, Central America and the United States write 1,234.5, Spain and the south 1.234,5.
     decimal_mark=",",
-    thousands_marks=_COMMA_DECIMAL,
+    thousands_marks=(*_COMMA_DECIMAL, ","),
     answer_words=("respuesta",),
     answer_verbs=("es", "son", "sería", "será", "fue"),
     negations=("no",),
@@ -416,7 +417,10 @@ _FURTHER_LANGUAGES = (
     name="Arabic",
     scripts=("Arabic",),
     digits="٠١٢٣٤٥٦٧٨٩",
-    answer_words=("الإجابة", "الاجابة", "الجواب", "إجابة", "جواب"),
+    answer_words=(
+      *("الإجابة", "الاجابة", "الجواب", "إجابة", "جواب"),
+      *("والإجابة", "فالإجابة", "والجواب", "فالجواب", "إجابتي"),
+    ),
     answer_verbs=("هي", "هو", "تساوي", "يساوي"),
     negations=("ليس", "ليست"),
     steps=("خطوة", "الخطوة"),

@@ -1,18 +1,18 @@
 """Numbers as the world writes them, read exactly and without evaluating anything.
 
 The path of a text, which `characters.normalise` has made plain: `NumberReader.read` walks over it
-from left to right and gives each number as a `Fraction` with the place where it stood. A number takes
-in, in this order, its digits and separators (`separators.py`), a fraction, mixed number, power or
-power of ten, an inverted fraction or scale word, its sign; or it is a row of CJK numerals.
+from left to right and gives each number as a `Fraction` with the place where it stood. A number
+takes in, in this order, its digits and separators (`separators.py`), a fraction, mixed number,
+power or power of ten, an inverted fraction or scale word, its sign; or it is a row of CJK numerals.
 
-Nothing here is longer than `MAX_DIGITS`, no loop is nested over the text, and no function raises for
-any string.
+Nothing here is longer than `MAX_DIGITS`, no loop is nested over the text, and no function raises
+for any string.
 """
 
-import dataclasses
 import functools
 import re
 import unicodedata
+from collections.abc import Iterable
 from fractions import Fraction
 
 from pasmr_jax.text.characters import word_forms
@@ -29,6 +29,7 @@ _VULGAR = {
 _VULGAR_CLASS = f"[{''.join(_VULGAR)}]"
 _SUPERSCRIPTS = str.maketrans("⁰¹²³⁴⁵⁶⁷⁸⁹⁺", "0123456789+")
 
+_DIGITS = re.compile("[0-9]+")
 _SIMPLE = r"[0-9]{1,60}(?:[.,][0-9]{1,60})?"
 _LATEX_FRACTION = re.compile(
   rf"\\[dtc]?frac\s?(?:\{{\s?(-?)\s?({_SIMPLE})\s?\}}|([0-9]))\s?"
@@ -38,7 +39,7 @@ _SLASH_FRACTION = re.compile(r"([ \u00a0]?/[ \u00a0]?)([0-9]{1,60})(?![0-9]|[.,/
 _MIXED = re.compile(r"[ \u00a0]+([0-9]{1,60})/([0-9]{1,60})(?![0-9]|[.,/][0-9])")
 _MIXED_VULGAR = re.compile(rf"[ \u00a0]?({_VULGAR_CLASS})")
 _MIXED_LATEX = re.compile(r"\s?(?=\\[dtc]?frac)")
-_E_NOTATION = re.compile(r"e([+-]?[0-9]{1,6})(?![\w.])")
+_E_NOTATION = re.compile(r"e([+-]?[0-9]{1,6})(?!\w|\.[0-9])")
 _TIMES_TEN = re.compile(
   r"\s?(?:×|x|\*|·|\\times|\\cdot)\s?10(?:\s?\^\s?(?:\{\s?([+-]?[0-9]{1,6})\s?\}|([+-]?[0-9]{1,6}))"
   r"|([⁺-]?[⁰¹²³⁴⁵⁶⁷⁸⁹]{1,6}))"
@@ -46,10 +47,11 @@ _TIMES_TEN = re.compile(
 _POWER = re.compile(r"\s?\^\s?(?:\{\s?([+-]?[0-9]{1,6})\s?\}|([0-9]{1,6}))|([⁰¹²³⁴⁵⁶⁷⁸⁹]{1,6})")
 _CLOCK = re.compile(r":([0-9]{1,4})(?![0-9:])")
 _EXPONENT_BEFORE = re.compile(r"(?:\^|[^\W_]_|[})\]]_)[\s{]{0,2}[-+]?$")
-_SYMBOL = (
-  r"(?:\\?\$|[¢-¥֏؋৲৳৻૱௹฿៛₠-₿﷼])"  # dollar with or without a backslash, category Sc otherwise
-)
+_MONEY = ".$¢£¤¥֏؋৲৳৻૱௹฿៛﷼" + "".join(map(chr, range(0x20A0, 0x20D0)))  # "." ends "Rs."
+_SYMBOL = rf"(?:\\?\$|[{_MONEY[1:]}])"
 _SIGN_BEFORE = "-–"
+# What may follow a number, after a space at most, and make it another one.
+_EXTENDING = frozenset("/^e×x*·:\\0123456789⁰¹²³⁴⁵⁶⁷⁸⁹") | frozenset(_VULGAR)
 
 
 def _power(base: Fraction, exponent: int) -> Fraction | None:
@@ -60,6 +62,10 @@ def _power(base: Fraction, exponent: int) -> Fraction | None:
   return base**exponent if size * abs(exponent) <= 2 * MAX_DIGITS else None
 
 
+def _any(words: Iterable[str]) -> str:
+  return "|".join(map(re.escape, words))
+
+
 class NumberReader:
   """The tables of one language, compiled. Use `number_reader(code)`, which keeps them."""
 
@@ -68,42 +74,38 @@ class NumberReader:
     english = LANGUAGES["en"]
     scales = {**dict(english.scale_words), **dict(language.scale_words)}
     self._scales = {form: scale for word, scale in scales.items() for form in word_forms((word,))}
-    words = "|".join(map(re.escape, sorted(self._scales, key=lambda word: (-len(word), word))))
-    own = word_forms(tuple(word for word, _ in language.scale_words)) if language.spaced else ()
-    # A word ends where no letter or mark follows, except in scripts that do not space words.
-    unspaced = word_forms(tuple(word for word, _ in language.scale_words)) if not own else ()
-    ends = rf"(?:{words})(?![^\W\d_]|[\u0900-\u0dff])"
-    if unspaced:
-      ends = rf"(?:{'|'.join(map(re.escape, unspaced))})|{ends}"
-    self._scale = re.compile(rf"[ \u00a0~-]?(?:\\text\s?\{{\s?)?({ends})\.?")
+    own = word_forms(tuple(word for word, _ in language.scale_words))
+    # A word ends where no letter or vowel sign follows, except in scripts that do not space words.
+    scale = rf"(?:{_any(word_forms(tuple(scales)))})(?![^\W\d_]|[\u0900-\u0dff])"
+    if own and not language.spaced:
+      scale = f"(?:{_any(own)})|{scale}"
+    self._scale = re.compile(rf"[ \u00a0~-]?(?:\\text\s?\{{\s?)?({scale})")
     self._scale_before = (
-      re.compile(rf"(?<!\w)({'|'.join(map(re.escape, own))})[ \u00a0]+$")
-      if language.scale_before and own
-      else None
+      re.compile(rf"(?<!\w)({_any(own)})[ \u00a0]+$") if language.scale_before else None
     )
     currencies = word_forms((*english.currencies, *language.currencies))
     self.currency_words = frozenset(currencies)
+    # last characters of currencies and signs: without one of them there is no sign to look for
+    self._before_amount = frozenset(word[-1] for word in currencies) | frozenset(
+      _MONEY + _SIGN_BEFORE
+    )
     self._currency_before = re.compile(
-      rf"(?:[a-z]{{0,3}}{_SYMBOL}|(?<![^\W\d_])(?:{'|'.join(map(re.escape, currencies))})\.?)"
-      r"[ \u00a0]?$"
+      rf"(?:[a-z]{{0,3}}{_SYMBOL}|(?<![^\W\d_])(?:{_any(currencies)})\.?)[ \u00a0]?$"
     )
     self._numeral_values = dict(language.numeral_digits)
     self._numeral_scales = dict(language.numeral_scales)
-    digits, scale_characters = "".join(self._numeral_values), "".join(self._numeral_scales)
-    numerals = digits + scale_characters
+    numerals = re.escape("".join((*self._numeral_values, *self._numeral_scales)))
     begin = rf"[0-9]|(?<![\w.,\\])[.,٫](?=[0-9])|{_VULGAR_CLASS}|\\[dtc]?frac"
     # Korean writes scales between digits only; alone its syllables are parts of words.
-    self._begin = re.compile(f"{begin}|[{re.escape(numerals)}]" if digits else begin)
+    self._begin = re.compile(f"{begin}|[{numerals}]" if language.numeral_digits else begin)
+    decimal = "[0-9]+(?:[.,][0-9]+)*"
     self._numerals = re.compile(
-      rf"(?:[0-9]+(?:[.,][0-9]+)*|[{re.escape(numerals)}])(?:[ \u00a0]?[0-9]+(?:[.,][0-9]+)*"
-      rf"|[ ]?[{re.escape(numerals)}])*"
+      rf"(?:{decimal}|[{numerals}])(?:[ \u00a0]?{decimal}|[ ]?[{numerals}])*"
       if numerals
-      else r"(?!)"
+      else "(?!)"
     )
     self._inverted = (
-      re.compile(
-        rf"[ \u00a0]?(?:{'|'.join(map(re.escape, language.inverted_fractions))})[ \u00a0]?"
-      )
+      re.compile(rf"[ \u00a0]?(?:{_any(language.inverted_fractions)})[ \u00a0]?")
       if language.inverted_fractions
       else None
     )
@@ -139,7 +141,7 @@ class NumberReader:
       number = self._completed(text, Number(_VULGAR[character], start, start + 1))
       return [number], number.end
     if character in ".,٫":
-      run = re.compile(r"[0-9]+").match(text, start + 1)
+      run = _DIGITS.match(text, start + 1)
       assert run is not None
       if run.end() - start > MAX_DIGITS:
         return [], run.end()
@@ -158,7 +160,10 @@ class NumberReader:
     pieces = pieces_of_run(text, run, self.language)
     if not pieces:
       return [], run.end()
-    last = self._completed(text, self._extended(text, pieces[-1]))
+    extended = self._extended(text, pieces[-1])
+    if extended is None:
+      return [], run.end()
+    last = self._completed(text, extended)
     return [*(self._completed(text, piece) for piece in pieces[:-1]), last], max(
       last.end, run.end()
     )
@@ -180,11 +185,15 @@ class NumberReader:
       return True
     return word in self.currency_words
 
-  def _extended(self, text: str, number: Number) -> Number:
-    """Takes in what follows the digits: mixed and slash fractions, powers, ratios."""
+  def _extended(self, text: str, number: Number) -> Number | None:
+    """Takes in what follows the digits: mixed and slash fractions, powers, ratios.
+
+    None if that makes a number beyond the limits, such as 9^99999.
+    """
     value, end = number.value, number.end
     following = text[end : end + 1]
-    if not following:
+    visible = text[end + 1 : end + 2] if following in " \u00a0" else following
+    if visible not in _EXTENDING:
       return number
     whole = value.denominator == 1
     if following == "e" and (match := _E_NOTATION.match(text, end)):
@@ -193,30 +202,31 @@ class NumberReader:
       exponent = match[1] or match[2] or match[3].translate(_SUPERSCRIPTS)
       return _times_ten(number, int(exponent), match.end())
     if whole and (match := _MIXED_VULGAR.match(text, end)):
-      return dataclasses.replace(number, value=value + _VULGAR[match[1]], end=match.end())
+      return number._replace(value=value + _VULGAR[match[1]], end=match.end())
     if whole and (match := _MIXED.match(text, end)):
       numerator, denominator = int(match[1]), int(match[2])
       if 0 < numerator < denominator:
         part = Fraction(numerator, denominator)
-        return dataclasses.replace(number, value=value + part, end=match.end())
+        return number._replace(value=value + part, end=match.end())
     if whole and (match := _MIXED_LATEX.match(text, end)):
       part = _latex_fraction(text, match.end(), self.language)
       if part is not None and 0 < part.value < 1:
-        return dataclasses.replace(number, value=value + part.value, end=part.end)
+        return number._replace(value=value + part.value, end=part.end)
     if (
       (match := _SLASH_FRACTION.match(text, end))
       and int(match[2]) != 0
       and text[number.start - 1 : number.start] != "/"
     ):
-      return dataclasses.replace(number, value=value / int(match[2]), end=match.end())
+      return number._replace(value=value / int(match[2]), end=match.end())
     if match := _POWER.match(text, end):
       exponent = match[1] or match[2] or match[3].translate(_SUPERSCRIPTS)
       powered = _power(value, int(exponent))
-      if powered is not None:
-        return dataclasses.replace(number, value=powered, end=match.end())
+      if powered is None:
+        return None
+      return number._replace(value=powered, end=match.end())
     if whole and (match := _CLOCK.match(text, end)):
       ratio = f"{value.numerator}:{match[1]}"
-      return dataclasses.replace(number, end=match.end(), ratio=ratio)
+      return number._replace(end=match.end(), ratio=ratio)
     return number
 
   def _completed(self, text: str, number: Number) -> Number:
@@ -228,7 +238,10 @@ class NumberReader:
       numerator, after = self._plain_at(text, match.end())
       if numerator is not None:
         value, end = numerator / value, after
-    if match := self._scale.match(text, end):
+    following = text[end : end + 1]
+    if following in " \u00a0~-\\":
+      following = text[end + 1 : end + 2]
+    if following.isalpha() and (match := self._scale.match(text, end)):
       scale = self._scales[match[1]]
       value, end = value * scale, match.end()
       following = self._begin.match(text, end + 1) if text[end : end + 1] in " \u00a0" else None
@@ -241,12 +254,16 @@ class NumberReader:
     ):
       value, start = value * self._scales[match[1]], match.start()
     start, negative = self._sign(text, start)
-    return Number(-value if negative else value, start, end, number.bare)
+    if negative:
+      value = -value
+    elif value is number.value:
+      return number
+    return Number(value, start, end, number.bare)
 
   def _plain_at(self, text: str, position: int) -> tuple[Fraction | None, int]:
     """A whole number, in digits or CJK numerals, that begins at `position`; not what follows it."""
-    match = re.compile(r"[0-9]{1,60}").match(text, position)
-    if match is not None:
+    match = _DIGITS.match(text, position)
+    if match is not None and len(match.group()) <= MAX_DIGITS:
       return Fraction(int(match.group())), match.end()
     match = self._numerals.match(text, position, position + 20)
     if match is None:
@@ -256,7 +273,7 @@ class NumberReader:
   def _smaller_scale(
     self, text: str, found: re.Match[str], scale: int
   ) -> tuple[Fraction | None, int]:
-    """ "200 thousand" after "1 million": its value and end, None if it is no smaller part."""
+    """Value and end of "200 thousand" after "1 million"; None if it is no smaller part."""
     run = RUN.match(text, found.start())
     if run is None or not run.group().isdigit() or run.end() - run.start() > 12:
       return None, 0
@@ -276,6 +293,9 @@ class NumberReader:
     place = start
     before = text[place - 1]
     if before not in _SIGN_BEFORE:
+      visible = text[start - 2 : start - 1] if before in " \u00a0\u200b" else before
+      if visible not in self._before_amount:
+        return start, False
       match = self._currency_before.search(text, max(0, start - 16), start)
       if match is not None:
         place = match.start()
@@ -309,9 +329,23 @@ class NumberReader:
       if numeral[0].isdigit():
         return [], start + 1
       return [], match.end()
+    end = start + len(numeral)
     bare = not any(character in "0123456789" for character in numeral)
-    number = self._completed(text, Number(value, start, start + len(numeral), bare))
+    if bare and (
+      self._numeral_scales.get(numeral[0], 1) >= 10**4
+      or (len(numeral) == 1 and not self._ends_numeral(text, end))
+    ):
+      return [], end  # 万一 and 一共 are words
+    number = self._completed(text, Number(value, start, end, bare))
     return [number], number.end
+
+  def _ends_numeral(self, text: str, end: int) -> bool:
+    """May a single CJK numeral end here: before a classifier, kana, punctuation or nothing?"""
+    following = text[end : end + 1]
+    if not "\u4e00" <= following <= "\u9fff":
+      return True
+    inverted = self._inverted is not None and self._inverted.match(text, end) is not None
+    return inverted or any(text.startswith(unit, end) for unit in self.units)
 
   def _numeral_value(self, numeral: str) -> Fraction | None:
     """Value of a mixture of digits, CJK digits and scales; scales must fall, as in 1億2000万5."""
@@ -353,23 +387,18 @@ class NumberReader:
         section, small_limit, large_limit = Fraction(0), 10**4, scale
       current, last_scale = None, scale
     if current is not None:
-      elliptic = self.language.elliptic_numerals and len(tokens) > 1
-      if (
-        elliptic
-        and last_scale > 10
-        and tokens[-2] in self._numeral_scales
-        and tokens[-1] in (self._numeral_values)
-      ):
+      ellipsis = tokens[-2:-1] and tokens[-2] in self._numeral_scales and last_scale > 10
+      if ellipsis and self.language.elliptic_numerals and tokens[-1] in self._numeral_values:
         current *= last_scale // 10
       section += current
     return total + section
 
 
-def _times_ten(number: Number, exponent: int, end: int) -> Number:
+def _times_ten(number: Number, exponent: int, end: int) -> Number | None:
   power = _power(Fraction(10), exponent)
   if power is None:
-    return number
-  return dataclasses.replace(number, value=number.value * power, end=end)
+    return None
+  return number._replace(value=number.value * power, end=end)
 
 
 def _latex_fraction(text: str, start: int, language: Language) -> Number | None:

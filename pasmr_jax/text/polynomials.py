@@ -3,9 +3,9 @@
     \\frac{6}{\\sqrt{12}} + 2x  ->  {((3, 1/2),): 1, ((x, 1),): 2}  ->  "3^(1/2) + 2*x"
 
 A monomial is a product of atoms with rational exponents; the empty one is the number 1. Atoms are
-symbols, primes under a fractional exponent, and whatever is not understood further (a function of an
-argument, the inverse of a sum) under its own canonical form. Everything is limited, in terms, digits
-and exponents; beyond the limits `NotUnderstood` is raised.
+symbols, primes under a fractional exponent, and whatever is not understood further (a function of
+an argument, the inverse of a sum) under its own canonical form. Everything is limited, in terms,
+digits and exponents; beyond the limits `NotUnderstood` is raised.
 """
 
 import math
@@ -20,7 +20,7 @@ MAX_FORM = 1_600
 
 
 class NotUnderstood(Exception):
-  """The text is outside the grammar or beyond a limit. Never leaves this file."""
+  """The text is outside the grammar or beyond a limit. Never leaves `symbolic.py`."""
 
 
 # (atom, exponent) pairs in order; the empty monomial is the number 1.
@@ -31,11 +31,13 @@ ONE: Monomial = ()
 _PRIMES = tuple(n for n in range(2, 1000) if all(n % d for d in range(2, math.isqrt(n) + 1)))
 
 
-def number(value: Fraction | int) -> Sum:
+def constant(value: Fraction | int) -> Sum:
+  """A number as a sum; zero has no terms."""
   return {ONE: Fraction(value)} if value else {}
 
 
 def symbol(name: str, exponent: Fraction | int = 1) -> Sum:
+  """An atom as a sum."""
   return {((name, Fraction(exponent)),): Fraction(1)}
 
 
@@ -49,6 +51,7 @@ def _checked(terms: Sum) -> Sum:
 
 
 def add(a: Sum, b: Sum, sign: int = 1) -> Sum:
+  """`a + sign * b`."""
   result = dict(a)
   for monomial, coefficient in b.items():
     value = result.get(monomial, Fraction(0)) + sign * coefficient
@@ -83,6 +86,7 @@ def _multiply_monomials(a: Monomial, b: Monomial) -> tuple[Monomial, Fraction]:
 
 
 def multiply(a: Sum, b: Sum) -> Sum:
+  """The product, multiplied out."""
   if len(a) * len(b) > MAX_TERMS**2 // 4:
     raise NotUnderstood("too many terms")
   result: Sum = {}
@@ -99,7 +103,7 @@ def multiply(a: Sum, b: Sum) -> Sum:
 
 def _root_of_integer(value: int, exponent: Fraction) -> Sum:
   """`value ** exponent` for a positive integer: 12^(1/2) is 2 * 3^(1/2)."""
-  result = number(1)
+  result = constant(1)
   for prime in _PRIMES:
     if value == 1:
       return result
@@ -122,6 +126,7 @@ def _prime_power(prime: int, exponent: Fraction) -> Sum:
 
 
 def invert(a: Sum) -> Sum:
+  """`1 / a`; a sum of two square roots is made rational, another sum becomes an atom."""
   if not a:
     raise NotUnderstood("division by zero")
   if len(a) == 1:
@@ -143,13 +148,10 @@ def _power(base: Sum, exponent: int) -> Sum:
   if exponent < 0:
     return _power(invert(base), -exponent)
   limit = MAX_EXPONENT if len(base) <= 1 else MAX_EXPONENT_OF_SUM
-  bits = max(
-    (c.numerator.bit_length() + c.denominator.bit_length() for c in base.values()), default=0
-  )
-  if exponent > limit or bits * exponent > MAX_BITS:
+  if exponent > limit:
     raise NotUnderstood("exponent")
-  result = number(1)
-  for _ in range(exponent):
+  result = constant(1)
+  for _ in range(exponent):  # each step is checked, so the first too large one ends it
     result = multiply(result, base)
   return result
 
@@ -172,7 +174,7 @@ def raise_to(base: Sum, exponent: Sum) -> Sum:
   if len(base) > 1:
     return symbol(f"({form(base)})", power)
   ((monomial, coefficient),) = base.items()
-  result = number(1)
+  result = constant(1)
   if coefficient < 0:
     if power != Fraction(1, 2):
       return symbol(f"({form(base)})", power)
@@ -195,10 +197,10 @@ def form(terms: Sum) -> str:
     if coefficient != 1 or not factors:
       factors.insert(0, str(coefficient))
     written.append("*".join(factors))
-  form = " + ".join(written)
-  if len(form) > MAX_FORM:
+  joined = " + ".join(written)
+  if len(joined) > MAX_FORM:
     raise NotUnderstood("too long")
-  return form
+  return joined
 
 
 def _small_integer(value: Sum, largest: int) -> int:
@@ -209,10 +211,12 @@ def _small_integer(value: Sum, largest: int) -> int:
 
 
 def factorial(value: Sum) -> Sum:
+  """`value!` of a small whole number, an atom where there are symbols."""
   if set(value) - {ONE}:
     return symbol(f"({form(value)})!")
-  return number(math.factorial(_small_integer(value, MAX_FACTORIAL)))
+  return constant(math.factorial(_small_integer(value, MAX_FACTORIAL)))
 
 
 def binomial(above: Sum, below: Sum) -> Sum:
-  return number(math.comb(_small_integer(above, 500), _small_integer(below, 500)))
+  """`above` choose `below`, of whole numbers up to 500."""
+  return constant(math.comb(_small_integer(above, 500), _small_integer(below, 500)))

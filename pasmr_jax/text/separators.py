@@ -1,12 +1,13 @@
 """What the separators of a number mean: 57.500, 57,500, 57 500 and 5,75,000.
 
-The order of `resolve`: a reading that is the language's own; else the English one; else the only one
-left. Several different separators, or the same one several times, leave no choice in any language.
+Several different separators, or the same one several times, leave no choice in any language. A
+single one groups if the language groups with it and groups of the right size stand there, else it
+is decimal. So a number that cannot be of the language's own style is read in the English one.
 """
 
-import dataclasses
 import re
 from fractions import Fraction
+from typing import NamedTuple
 
 from pasmr_jax.text.characters import NARROW
 from pasmr_jax.text.languages import Language
@@ -14,8 +15,7 @@ from pasmr_jax.text.languages import Language
 MAX_DIGITS = 200  # a longer number is no number
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
-class Number:
+class Number(NamedTuple):
   """One number of a text."""
 
   value: Fraction
@@ -49,7 +49,11 @@ def _grouped(groups: list[str], mark: str, language: Language) -> bool:
 
 
 def resolve(groups: list[str], marks: list[str], language: Language) -> Fraction | None:
-  """Value of digit `groups` joined by `marks`, None if that is no single number."""
+  """Value of digit `groups` joined by `marks`, None if that is no single number.
+
+  Worked, for German, where the dot groups: 57.500 is 57500; 57,500 is 57.5; 2.5 is no group of
+  three, hence decimal as in English; 1,234,567 can only group.
+  """
   if not marks:
     return Fraction(int(groups[0]))
   last = marks[-1]
@@ -61,15 +65,10 @@ def resolve(groups: list[str], marks: list[str], language: Language) -> Fraction
     if last in ".,٫،" and all(mark == thousands for mark in marks[:-1]) and last != thousands:
       return decimal if thousands != "٫" and _grouped(groups[:-1], thousands, language) else None
     return None
-  is_grouped = _grouped(groups, last, language)
-  if last == "٫" or last == language.decimal_mark:
-    return decimal
-  if last in language.thousands_marks or last in "٬،_'" or last == " ":
-    if is_grouped:
-      return Fraction(_digits(groups))
-    # "2,5" where the comma groups: not this language's style, nor English; one reading is left
-    return decimal if last in ".,،" else None
-  return decimal if last in ".," else None
+  groups_here = last in language.thousands_marks or last in "٬،_' "
+  if groups_here and _grouped(groups, last, language):
+    return Fraction(_digits(groups))
+  return decimal if last in ".,٫،" else None
 
 
 def pieces_of_run(text: str, run: re.Match[str], language: Language) -> list[Number]:

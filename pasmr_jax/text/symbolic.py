@@ -1,16 +1,12 @@
 """Answers that are no plain number, brought to one form so that equal ones compare equal.
 
-A small parser of the LaTeX that final answers are written in. It evaluates nothing but bounded exact
-arithmetic: an expression becomes a sum of monomials with rational coefficients,
+A small parser of the LaTeX that final answers are written in. It evaluates nothing but bounded
+exact arithmetic: an expression becomes a sum of monomials (`polynomials.py`) and is compared by its
+canonical text; one without symbols and roots is a rational number and is returned as one. Tuples,
+intervals, sets, relations and several solutions are built of such forms. A word or a matrix is kept
+as it is written, without its spaces.
 
-    \\frac{6}{\\sqrt{12}} + 2x  ->  {(3, 1/2): 1, (x, 1): 2}  ->  "3^(1/2) + 2*x"
-
-where the atoms are symbols, primes under a fractional exponent, and whatever is not understood
-further (a function of an argument, the inverse of a sum) under its own canonical form. An expression
-without atoms is a rational number and is returned as one. Tuples, intervals, sets, relations and
-several solutions are built of such forms; a matrix or a word is kept as written, without its spaces.
-
-Every part is limited: characters, depth, terms, digits, exponents, steps. What goes beyond, or is
+Every part is limited: characters, depth, steps, terms, digits, exponents. What goes beyond, or is
 not understood, is None.
 """
 
@@ -25,11 +21,11 @@ from pasmr_jax.text.polynomials import (
   Sum,
   add,
   binomial,
+  constant,
   factorial,
   form,
   invert,
   multiply,
-  number,
   raise_to,
   symbol,
 )
@@ -50,16 +46,20 @@ class Symbolic:
 
 
 _FUNCTIONS = frozenset(
-  "sin cos tan cot sec csc arcsin arccos arctan sinh cosh tanh log ln lg exp max min gcd lcm".split()
+  """
+  sin cos tan cot sec csc arcsin arccos arctan sinh cosh tanh log ln lg exp max min gcd lcm
+  """.split()  # noqa: SIM905
 )
 _GREEK = frozenset(
-  "alpha beta gamma delta epsilon varepsilon zeta eta theta vartheta iota kappa lambda mu nu xi pi "
-  "rho sigma tau upsilon phi varphi chi psi omega Gamma Delta Theta Lambda Xi Sigma Phi Psi Omega "
-  "infty ell emptyset varnothing hbar".split()
+  """
+  alpha beta gamma delta epsilon varepsilon zeta eta theta vartheta iota kappa lambda mu nu xi pi
+  rho sigma tau upsilon phi varphi chi psi omega Gamma Delta Theta Lambda Xi Sigma Phi Psi Omega
+  infty ell emptyset varnothing hbar
+  """.split()  # noqa: SIM905
 )
 _TOKEN = re.compile(
   r"\s+|(?P<number>[0-9]+(?:\.[0-9]+)?|\.[0-9]+)|\\(?P<macro>[A-Za-z]+)|(?P<word>[A-Za-z]+)"
-  r"|(?P<letter>[^\W\d_])|(?P<mark>[-+*/^_(){}\[\]|!×÷·√:])|(?P<superscript>[⁰¹²³⁴⁵⁶⁷⁸⁹]+)"
+  r"|(?P<superscript>[⁰¹²³⁴⁵⁶⁷⁸⁹]+)|(?P<letter>[^\W\d_])|(?P<mark>[-+*/^_(){}\[\]|!×÷·√:])"
 )
 _SUPERSCRIPTS = str.maketrans("⁰¹²³⁴⁵⁶⁷⁸⁹", "0123456789")
 _LETTERS = {"π": "pi", "∞": "infty", "∅": "emptyset", "θ": "theta", "α": "alpha", "β": "beta"}
@@ -150,18 +150,22 @@ class _Parser:
         self.take()
         factor = self.signed()
         result = multiply(result, invert(factor) if value == "/" else factor)
-      elif kind in ("symbol", "macro") or (kind == "mark" and value in "(["):
-        result = multiply(result, self.powered())
-      elif kind == "number" and self.tokens[self.position - 1][1] in (")", "}"):
+      elif self.multiplies(kind, value):
         result = multiply(result, self.powered())
       else:
         return result
+
+  def multiplies(self, kind: str, value: str) -> bool:
+    """Does the next token stand beside the last as a factor: 2x, (x)(y), \\sqrt{2}3?"""
+    if kind == "number":
+      return self.tokens[self.position - 1][1] in (")", "}")
+    return kind in ("symbol", "macro") or (kind == "mark" and value in "([")
 
   def signed(self) -> Sum:
     if self.peek() in (("mark", "-"), ("mark", "+")):
       sign = self.take()[1]
       value = self.nested(self.signed)
-      return multiply(number(-1), value) if sign == "-" else value
+      return multiply(constant(-1), value) if sign == "-" else value
     return self.powered()
 
   def powered(self) -> Sum:
@@ -171,10 +175,10 @@ class _Parser:
       base = factorial(base)
     if self.peek() == ("mark", "^"):
       self.take()
-      sign = number(1)
+      sign = constant(1)
       if self.peek() == ("mark", "-"):
         self.take()
-        sign = number(-1)
+        sign = constant(-1)
       return raise_to(base, multiply(sign, self.nested(self.powered)))
     return base
 
@@ -187,7 +191,7 @@ class _Parser:
         return symbol(f"{value}_{form(self.argument())}")
       if self.peek() in (("macro", "frac"), ("macro", "dfrac"), ("macro", "tfrac")):
         return self.mixed(number)
-      return number(number)
+      return constant(number)
     if kind == "symbol":
       if self.peek() == ("mark", "_"):
         self.take()
@@ -201,7 +205,7 @@ class _Parser:
       result = self.nested(self.sum)
       self.expect("|")
       if set(result) <= {ONE}:
-        return number(abs(result.get(ONE, Fraction(0))))
+        return constant(abs(result.get(ONE, Fraction(0))))
       return symbol(f"|{form(result)}|")
     if kind == "macro":
       return self.nested(lambda: self.macro(value))
@@ -212,8 +216,8 @@ class _Parser:
     part = self.atom()
     fraction = part.get(ONE)
     if whole.denominator == 1 and set(part) == {ONE} and fraction and 0 < fraction < 1:
-      return number(whole + fraction)
-    return multiply(number(whole), part)
+      return constant(whole + fraction)
+    return multiply(constant(whole), part)
 
   def argument(self) -> Sum:
     """One {group}, or the single digit or token after a macro: \\frac12, \\sqrt2."""
@@ -229,7 +233,7 @@ class _Parser:
       numerator = self.argument()
       return multiply(numerator, invert(self.argument()))
     if name == "sqrt":
-      index = number(2)
+      index = constant(2)
       if self.peek() == ("mark", "["):
         self.take()
         index = self.sum()
@@ -250,17 +254,22 @@ class _Parser:
 
 _DROPPED = re.compile(
   r"\\(?:left|right|big|Big|bigg|Bigg|displaystyle|limits|quad|qquad|bf|rm|it)(?![A-Za-z])"
-  r"|\\[,;:!> ]|\$|~|\^\s?\{?\s?\\circ\s?\}?(?:\s?[CF](?![A-Za-z]))?|(?:\\degree|°)(?:\s?[CF](?![A-Za-z]))?|\\?%|[\u00a0\u200b]"
+  r"|\\[,;:!> ]|\$|~|(?:\^\s?\{?\s?\\circ\s?\}?|\\degree|°)(?:\s?[CF](?![A-Za-z]))?|\\?%"
+  r"|[\u00a0\u200b]"
 )
 _TEXT = re.compile(
-  r"\\(?:text|mathrm|mbox|operatorname|textbf|textit|mathbf|mathit|boldsymbol|bm)\s?\{([^{}]{0,100})\}"
+  r"\\(?:text|mathrm|mbox|operatorname|textbf|textit|mathbf|mathit|boldsymbol|bm)\s?"
+  r"\{([^{}]{0,100})\}"
 )
 _TRAILING_UNIT = re.compile(
   r"(?<=[\w)}\]°])(?:\s|~|\\[,;:! ]){0,8}(?:\\(?:text|mathrm|mbox)\s?\{[^{}]{1,60}\}"
   r"|\\frac\s?\{\\(?:text|mathrm)\{[^{}]{1,30}\}\}\{\\(?:text|mathrm)\{[^{}]{1,30}\}\})"
   r"(?:\^\{?[23]\}?)?[\s.]*$"
 )
-_WORD_SEPARATOR = re.compile(r"\s(?:or|and|oder|und|ou|et|o|y|или|и|或|和|または)\s")
+_JOINING_WORDS = frozenset(
+  ("or", "and", "oder", "und", "ou", "et", "o", "y", "e", "или", "и", "або", "أو", "或", "和")
+)
+_WORD_SEPARATOR = re.compile(r"\s(?:or|and|oder|und|ou|et|или|或|和|または)\s")
 _RELATIONS = (
   *(("\\leq", "≤"), ("\\geq", "≥"), ("\\neq", "≠"), ("\\le", "≤"), ("\\ge", "≥"), ("\\ne", "≠")),
   *(("\\lt", "<"), ("\\gt", ">"), ("\\approx", "="), ("≈", "="), ("\\in", "∈"), ("\\cup", "∪")),
@@ -348,11 +357,16 @@ def _read(text: str, depth: int) -> Fraction | Symbolic:
   return _value(_Parser(text).parse())
 
 
+def _spelled(match: re.Match[str]) -> str:
+  """The content of \\text{...}; a joining word is a comma: \\text{ or }, \\text{ y }."""
+  return " , " if match[1].strip() in _JOINING_WORDS else f" {match[1]} "
+
+
 def read_expression(text: str) -> Fraction | Symbolic | None:
   """Value of a mathematical expression in (optionally) LaTeX, None if it is not understood.
 
   Args:
-    text: normalised by `numerals.normalise`, decimal dot, no thousands marks. At most
+    text: normalised by `characters.normalise`, decimal dot, no thousands marks. At most
       `MAX_CHARACTERS` characters are read.
 
   Returns:
@@ -360,7 +374,7 @@ def read_expression(text: str) -> Fraction | Symbolic | None:
   """
   if len(text) > MAX_CHARACTERS:
     return None
-  text = _TEXT.sub(lambda match: f" {match[1]} ", _TRAILING_UNIT.sub("", text))
+  text = _TEXT.sub(_spelled, _TRAILING_UNIT.sub("", text))
   if re.fullmatch(r"\s*[A-Za-z]{2,}\s*", text) and text.strip() not in _LETTERS.values():
     return None  # a word, not a product
   text = _RELATION.sub(lambda match: _RELATION_OF[match[0]], _DROPPED.sub(" ", text))

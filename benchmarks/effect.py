@@ -1,0 +1,156 @@
+"""Does the pivot's feedback help? The built-in benchmark with all its controls, over several seeds.
+
+    python benchmarks/effect.py --workdir=runs/effect --seeds=3 --jobs=2
+
+For each seed one model is trained through base and PAM; every arm starts from it and runs as many
+steps. Each arm is an ordinary run of train.py in `WORKDIR/seedN/ARM` (a finished one is not run
+again). Writes `WORKDIR/effect.json` and prints the table of docs/results.md: test accuracy in %, mean
+over seeds, and each difference to pivot feedback with its standard error over seeds, paired by seed.
+"""
+
+import argparse
+import concurrent.futures
+import json
+import math
+import os
+import pathlib
+import platform
+import queue
+import statistics
+import subprocess
+import sys
+import time
+
+ROOT = pathlib.Path(__file__).resolve().parent.parent
+STEPS = 200
+ARMS = {
+  "pivot": {"feedback.source": "pivot"},
+  "gold": {"feedback.source": "gold"},
+  "target_majority": {"feedback.source": "target_majority"},
+  "random": {"feedback.source": "random"},
+  "shuffled": {"feedback.source": "shuffled"},
+  "continued_pam": {"stages": "('pam',)", "pam.steps": STEPS},
+}
+
+
+def run(workdir: pathlib.Path, settings: dict, core: int) -> float:
+  """One run of train.py on one core; the seconds it took. Raises if it fails."""
+  if (workdir / "seconds").exists():
+    return float((workdir / "seconds").read_text())
+  workdir.mkdir(parents=True, exist_ok=True)
+  command = [
+    sys.executable,
+    str(ROOT / "train.py"),
+    f"--config={ROOT / 'configs' / 'tiny.py'}",
+    f"--workdir={workdir}",
+    "--config.log.progress=False",
+    *(f"--config.{key}={value}" for key, value in settings.items()),
+  ]
+  pin = None
+  if hasattr(os, "sched_setaffinity"):
+    pin = lambda: os.sched_setaffinity(0, {core})  # noqa: E731
+  start = time.monotonic()
+  with (workdir / "output.log").open("w") as log:
+    environment = os.environ | {"JAX_PLATFORMS": "cpu"}
+    subprocess.run(
+      command, cwd=ROOT, env=environment, stdout=log, stderr=log, check=True, preexec_fn=pin
+    )
+  seconds = time.monotonic() - start
+  (workdir / "seconds").write_text(str(seconds))
+  return seconds
+
+
+def accuracies(workdir: pathlib.Path, stage: str) -> dict[str, float]:
+  found = json.loads((workdir / "results" / f"{stage}.json").read_text())
+  return {
+    "targets": found["greedy"]["target_accuracy"],
+    "targets, sampled": found["sampled"]["target_accuracy"],
+    "English": found["greedy"]["pivot_accuracy"],
+    "English, sampled": found["sampled"]["pivot_accuracy"],
+  } | {name[9:]: value for name, value in found["greedy"].items() if name.startswith("accuracy/")}
+
+
+def mean_and_error(values: list[float]) -> tuple[float, float]:
+  """Mean and its standard error; the error of a single value is unknown."""
+  error = statistics.stdev(values) / math.sqrt(len(values)) if len(values) > 1 else math.nan
+  return statistics.fmean(values), error
+
+
+def table(results: dict[str, dict[str, list[float]]]) -> str:
+  columns = ["targets", "targets, sampled", "English"]
+  lines = [
+    "| arm | " + " | ".join(columns) + " | pivot - arm, greedy | pivot - arm, sampled | seeds |",
+    "|---|" + "---|" * (len(columns) + 3),
+  ]
+  for arm, values in results.items():
+    cells = []
+    for column in columns:
+      mean, error = mean_and_error(values[column])
+      cells.append(f"{100 * mean:.1f} ± {100 * error:.1f}")
+    for column in columns[:2]:
+      pairs = zip(results["pivot"][column], values[column], strict=False)
+      mean, error = mean_and_error([pivot - other for pivot, other in pairs])
+      cells.append("" if arm == "pivot" else f"{100 * mean:+.1f} ± {100 * error:.1f}")
+    lines.append(f"| {arm} | " + " | ".join(cells) + f" | {len(values['targets'])} |")
+  return "\n".join(lines)
+
+
+def main() -> None:
+  parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+  parser.add_argument("--workdir", type=pathlib.Path, required=True)
+  parser.add_argument("--seeds", type=int, default=3)
+  parser.add_argument("--jobs", type=int, default=2, help="runs at a time, one core each")
+  parser.add_argument("--arms", default="pivot,random,continued_pam,gold,target_majority")
+  arguments = parser.parse_args()
+  arms = arguments.arms.split(",")
+  cores: queue.Queue[int] = queue.Queue()
+  for core in range(arguments.jobs):
+    cores.put(core)
+
+  def start(seed: int, name: str) -> float:
+    core = cores.get()
+    try:
+      folder = arguments.workdir.absolute() / f"seed{seed}"
+      settings = {"seed": seed, "data.seed": seed}
+      if name == "start":
+        settings["stages"] = "('base','pam')"
+      else:
+        settings |= {
+          "stages": "('srl',)",
+          "srl.steps": STEPS,
+          "init_from": folder / "start",
+        } | ARMS[name]
+      return run(folder / name, settings, core)
+    finally:
+      cores.put(core)
+
+  seeds = range(arguments.seeds)
+  seconds = {}
+  with concurrent.futures.ThreadPoolExecutor(arguments.jobs) as pool:
+    starts = {seed: pool.submit(start, seed, "start") for seed in seeds}
+    for seed in seeds:
+      seconds[f"seed{seed}/start"] = starts[seed].result()
+    jobs = {(seed, arm): pool.submit(start, seed, arm) for arm in arms for seed in seeds}
+    for (seed, arm), job in jobs.items():
+      seconds[f"seed{seed}/{arm}"] = job.result()
+
+  results: dict[str, dict[str, list[float]]] = {}
+  for name in ("base", "pam", *arms):
+    for seed in seeds:
+      folder = arguments.workdir / f"seed{seed}"
+      stage = name if name in ("base", "pam") else "pam" if name == "continued_pam" else "srl"
+      source = folder / ("start" if name in ("base", "pam") else name)
+      for column, value in accuracies(source, stage).items():
+        results.setdefault(name, {}).setdefault(column, []).append(value)
+  summary = {
+    "command": "python " + " ".join(sys.argv),
+    "machine": f"{platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}",
+    "seconds": seconds,
+    "results": results,
+  }
+  (arguments.workdir / "effect.json").write_text(json.dumps(summary, indent=2) + "\n")
+  print(table(results))
+
+
+if __name__ == "__main__":
+  main()

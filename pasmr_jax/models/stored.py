@@ -1,0 +1,107 @@
+"""The tensors of a checkpoint: what they are called, and how they hold our parameters."""
+
+import dataclasses
+import math
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+
+from pasmr_jax.models.config import TransformerConfig
+
+
+@dataclasses.dataclass(frozen=True)
+class StoredTensor:
+  """Where a checkpoint keeps one parameter leaf; `{}` in a name is the layer.
+
+  `axes` says how our axes (without `layers`) are laid out there: ((1, 2), (0,)) for a query [D N H]
+  is the matrix [N*H, D]. Checkpoints keep matrices as [out, in], we keep the axes apart.
+  """
+
+  hugging_face: str
+  gguf: str
+  axes: tuple[tuple[int, ...], ...]
+
+  def shape(self, ours: tuple[int, ...]) -> tuple[int, ...]:
+    """The stored shape of a leaf of our shape (without `layers`)."""
+    return tuple(math.prod(ours[axis] for axis in group) for group in self.axes)
+
+  def to_ours(self, stored: np.ndarray, ours: tuple[int, ...]) -> np.ndarray:
+    """A view of the stored tensor with our axes."""
+    order = [axis for group in self.axes for axis in group]
+    return stored.reshape([ours[axis] for axis in order]).transpose(np.argsort(order))
+
+  def from_ours(self, ours: np.ndarray) -> np.ndarray:
+    """The inverse of `to_ours`."""
+    order = [axis for group in self.axes for axis in group]
+    return ours.transpose(order).reshape(self.shape(ours.shape))
+
+
+_VECTOR, _MATRIX = ((0,),), ((1,), (0,))
+_HEADS_OUT, _HEADS_IN = ((1, 2), (0,)), ((2,), (0, 1))
+
+
+def stored_tensors(config: TransformerConfig) -> dict[tuple[str, ...], StoredTensor]:
+  """For every leaf of the parameters, by its path, where checkpoints keep it."""
+  layer, block = "model.layers.{}.", "blk.{}."
+
+  def inside(ours, hugging_face, gguf, axes):
+    return ("layers", *ours), StoredTensor(f"{layer}{hugging_face}", f"{block}{gguf}", axes)
+
+  # In families with post-norms, `post_attention_layernorm` is one; elsewhere it precedes the MLP.
+  mlp_norm = "pre_feedforward_layernorm" if config.post_norms else "post_attention_layernorm"
+  entries = [
+    (("embedding",), StoredTensor("model.embed_tokens.weight", "token_embd.weight", ((0,), (1,)))),
+    (("final_norm", "scale"), StoredTensor("model.norm.weight", "output_norm.weight", _VECTOR)),
+    inside(("attention_norm", "scale"), "input_layernorm.weight", "attn_norm.weight", _VECTOR),
+    inside(("mlp_norm", "scale"), f"{mlp_norm}.weight", "ffn_norm.weight", _VECTOR),
+    inside(("attention", "query"), "self_attn.q_proj.weight", "attn_q.weight", _HEADS_OUT),
+    inside(("attention", "key"), "self_attn.k_proj.weight", "attn_k.weight", _HEADS_OUT),
+    inside(("attention", "value"), "self_attn.v_proj.weight", "attn_v.weight", _HEADS_OUT),
+    inside(("attention", "output"), "self_attn.o_proj.weight", "attn_output.weight", _HEADS_IN),
+    inside(("mlp", "gate"), "mlp.gate_proj.weight", "ffn_gate.weight", _MATRIX),
+    inside(("mlp", "up"), "mlp.up_proj.weight", "ffn_up.weight", _MATRIX),
+    inside(("mlp", "down"), "mlp.down_proj.weight", "ffn_down.weight", _MATRIX),
+  ]
+  if config.post_norms:
+    for ours, theirs, gguf in (
+      ("attention_post_norm", "post_attention_layernorm", "post_attention_norm"),
+      ("mlp_post_norm", "post_feedforward_layernorm", "post_ffw_norm"),
+    ):
+      entries.append(inside((ours, "scale"), f"{theirs}.weight", f"{gguf}.weight", _VECTOR))
+  for ours, letter in (("query", "q"), ("key", "k"), ("value", "v")):
+    if config.attention_bias:
+      bias = f"self_attn.{letter}_proj.bias", f"attn_{letter}.bias"
+      entries.append(inside(("attention", f"{ours}_bias"), *bias, ((0, 1),)))
+    if config.qk_norm and ours != "value":
+      norm = f"self_attn.{letter}_norm.weight", f"attn_{letter}_norm.weight"
+      entries.append(inside(("attention", f"{ours}_norm", "scale"), *norm, _VECTOR))
+  if not config.tie_embeddings:
+    entries.append((("head",), StoredTensor("lm_head.weight", "output.weight", ((0,), (1,)))))
+  return dict(entries)
+
+
+@dataclasses.dataclass(frozen=True)
+class TensorSource:
+  """An open checkpoint."""
+
+  shapes: Mapping[str, tuple[int, ...]]  # of every tensor that concerns the text model
+  name_of: Callable[[StoredTensor, int | None], str]  # of a leaf's tensor, in a layer
+  read: Callable[[str], np.ndarray]  # one tensor by its name
+
+
+# What Gemma 2 and 3 share and their files do not say.
+GEMMA: Mapping[str, Any] = {
+  "post_norms": True,
+  "norm_plus_one": True,
+  "activation": "gelu_tanh",
+  "scale_embeddings": True,
+}
+
+
+def shortest_pattern(kinds: tuple[str, ...]) -> tuple[str, ...]:
+  """The shortest pattern that, repeated, gives the kinds of all layers."""
+  for length in range(1, len(kinds) + 1):
+    if all(kind == kinds[i % length] for i, kind in enumerate(kinds)):
+      return kinds[:length]
+  return kinds

@@ -1,0 +1,145 @@
+"""What a box, a formula or a side of an equation says: a number with its unit, or mathematics.
+
+Plain numbers never reach the symbolic parser: `FormulaReader.expression` first asks whether the
+text is one number and a unit ("57,500 apples", "5\\text{ cm}^2"), and only what is not goes to
+`symbolic.read_expression`, with its numbers rewritten in one style.
+"""
+
+import re
+from fractions import Fraction
+
+from pasmr_jax.text import symbolic
+from pasmr_jax.text.characters import normalise
+from pasmr_jax.text.numerals import NumberReader
+from pasmr_jax.text.separators import Number, plain_runs
+from pasmr_jax.text.symbolic import Symbolic
+
+Value = Fraction | Symbolic
+
+# Dollars enclose a formula only where no space stands inside them and no digit after them:
+# "$5 - $2" is none.
+_MATH_SPAN = re.compile(
+  r"\$\$([^$]{1,400})\$\$|\$(?!\s)([^$\n]{1,400})(?<!\s)\$(?![0-9])"
+  r"|\\\(([^\n]{1,400}?)\\\)|\\\[(.{1,400}?)\\\]",
+  re.DOTALL,
+)
+# A macro that computes; spacing, text and fonts do not.
+_MATH_MACRO = re.compile(
+  r"\\(?!(?:text|mathrm|mathbf|textbf|boldsymbol|bm|mbox|left|right)(?![a-z]))[A-Za-z]+"
+)
+_LATEX_SPACING = re.compile(r"\\(?:left|right|displaystyle)(?![A-Za-z])|\\[!> ]")
+_BOLD = re.compile(r"\\(?:mathbf|textbf|boldsymbol|bm)\s?\{([^{}]{0,200})\}")
+_TEXT = re.compile(r"\\(?:mathrm|text|mbox)\s?\{([^{}]{0,200})\}")
+_LETTER = r"[^\W\d_]"
+_UNIT = re.compile(  # up to six words, with the punctuation and exponents that units have
+  rf"[\s~*_`'\"$.,;:!。।॥۔፣።%°)\]}}|]*(?:-?\\?(?:{_LETTER}|[\u0900-\u0dff\u200c\u200d'])+"
+  r"[\s.,;:!。।॥۔።%°)\]}*$²³/{-]*(?:\^?\{?[23]\}?)?){0,6}$"
+)
+_BRACKET = re.compile(r"[(\[\]|]")
+_TIMES = re.compile(r"(?<=[0-9])\s?[xX]\s?(?=[0-9])")  # 4 x 5 and 4x5, not 4x
+_RANGE = re.compile(rf"([0-9][0-9.,]*)(?:-|–|\s–\s)([0-9][0-9.,]*)(?:\s?{_LETTER}+){{0,3}}")
+_FUNCTION_WORDS = frozenset(("pi", "sqrt", "sin", "cos", "tan", "log", "ln"))
+_OPERATION = re.compile(r"[-+*/^_×÷·=<>≤≥±√(\[]")
+_CHAIN_GAP = re.compile(
+  r"[^.,;:!?\n=]{0,30}?(?P<mark>[-+*/×÷·=≈]|(?<![^\W\d_])x|\\times|\\cdot|\\div)[\s$({*\\]*"
+)
+
+
+def math_spans(text: str, begin: int = 0) -> list[tuple[int, int, str]]:
+  """Start, end and content of the formulas between $, \\( \\) or \\[ \\] in `text[begin:]`."""
+  return [
+    (match.start(), match.end(), next(group for group in match.groups() if group is not None))
+    for match in _MATH_SPAN.finditer(text, begin)
+  ]
+
+
+def computes(text: str) -> bool:
+  """Is there a LaTeX macro in `text` that stands for an operation or a symbol?"""
+  return _MATH_MACRO.search(text) is not None
+
+
+class FormulaReader:
+  """Reads formulas and boxes with the numbers of one language."""
+
+  def __init__(self, numbers: NumberReader):
+    self.numbers = numbers
+
+  def expression(self, text: str) -> Value | None:
+    """A number with its unit, or a formula; None for anything else. `text` is normalised."""
+    formula = _BOLD.sub(r" \1 ", _LATEX_SPACING.sub(" ", text)).strip(" \t\r\n$*`").rstrip(".。।")
+    plain = _TEXT.sub(r" \1 ", formula).strip()
+    lowered = plain.lower()
+    number = self.numbers.first(lowered, 0, len(lowered))
+    if number is not None and not lowered[: number.start].strip(" ~≈\\$,;:!"):
+      rest = plain[number.end :]
+      if not rest or (
+        not computes(rest) and _UNIT.match(rest) and not self.opens_algebra(plain, number.end)
+      ):
+        return value_of(number)
+    if match := _RANGE.fullmatch(plain):
+      return Symbolic(f"{match[1]}–{match[2]}")
+    if re.search(r"[0-9][.,'{\\ \u00a0_][0-9,!}]", formula):
+      formula = plain_runs(formula, self.numbers.language)
+    return symbolic.read_expression(_TIMES.sub("*", formula))
+
+  def box(self, text: str) -> Value | None:
+    """What a box holds: a number with its unit, a formula, else a sentence or a word."""
+    text = normalise(text)
+    value = self.expression(text)
+    if value is not None:
+      return value
+    lowered = text.lower()
+    number = self.numbers.first(lowered, 0, len(lowered))
+    if number and not computes(lowered) and not _BRACKET.search(lowered, 0, number.start):
+      return value_of(self.end_of_equation(lowered, number, len(lowered)))
+    return symbolic.read_words(text)
+
+  def enclosing(
+    self, text: str, begin: int, position: int, only_macros: bool = False
+  ) -> tuple[Value, int, int] | None:
+    """Value and place of the formula around `position`, if it is one that can be read.
+
+    A formula without an operation, such as $5$, is none; with `only_macros` one without a LaTeX
+    macro that computes.
+    """
+    for start, end, content in math_spans(text, begin):
+      if start <= position < end:
+        if not computes(content) and (only_macros or not _OPERATION.search(content)):
+          return None
+        value = self.expression(content)
+        return None if value is None else (value, start, end)
+    return None
+
+  def opens_algebra(self, text: str, position: int) -> bool:
+    """Is what follows a number a factor, as in 5x, 5! or 2π, rather than a unit, as in 5 m?"""
+    rest = text[position : position + 40]
+    if rest.lstrip()[:1] == "!":
+      return True
+    match = re.search(rf"{_LETTER}+", rest)
+    if match is None:
+      return False
+    word = match.group().lower()
+    if len(word) > 1:
+      return word in _FUNCTION_WORDS
+    if "α" <= word <= "ω":
+      return True
+    if not word.isascii():
+      return False
+    return rest[0].isalpha() or word not in self.numbers.units
+
+  def end_of_equation(self, lowered: str, number: Number, end: int) -> Number:
+    """In "5 + 6 = 11" the number after the last equals sign of the row that `number` opens."""
+    found = last = number
+    for following in self.numbers.read(lowered, number.end, end, limit=24):
+      match = _CHAIN_GAP.fullmatch(lowered, last.end, following.start)
+      if match is None:
+        break
+      if match["mark"] in "=≈":
+        found = following
+      last = following
+    return found
+
+
+def value_of(number: Number) -> Value:
+  """The value of a number; a clock time or ratio is kept as it is written."""
+  return Symbolic(number.ratio) if number.ratio else number.value

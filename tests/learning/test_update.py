@@ -1,0 +1,203 @@
+"""Updates: microbatches equal the whole, eight devices equal one, the old policy is the sampler's."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from configs import base as base_config
+
+from pasmr_jax.learning import losses
+from pasmr_jax.learning.optim import make_optimizer, make_schedule
+from pasmr_jax.learning.update import Learner
+from pasmr_jax.models.config import TransformerConfig
+from pasmr_jax.models.transformer import init_params
+from pasmr_jax.parallel import rules
+from pasmr_jax.parallel.mesh import make_mesh, param_shardings, shard_batch
+
+CONFIG = TransformerConfig(
+  vocab_size=64,
+  embed_dim=32,
+  num_layers=1,
+  num_heads=4,
+  num_kv_heads=2,
+  head_dim=8,
+  mlp_dim=64,
+  query_scale=8**-0.5,
+)
+LENGTH, ROWS, EOS = 10, 8, 1
+# Plain descent: parameters move by the gradient itself, so that gradients are what is compared.
+DESCENT = optax.sgd(1.0)
+SETTINGS = losses.PolicySettings(0.2, 0.2, 0.1, 2.0, 1.0, kl_estimator="k3")
+
+
+def _rows(seed=0):
+  rng = np.random.default_rng(seed)
+  ends = rng.integers(5, LENGTH + 1, ROWS)
+  inside = np.arange(LENGTH) < ends[:, None]
+  tokens = rng.integers(2, 60, (ROWS, LENGTH))
+  tokens[np.arange(ROWS), ends - 1] = EOS
+  weights = inside & (np.arange(LENGTH) >= 3)
+  return losses.Sequences(
+    (tokens * inside).astype(np.int32),
+    np.broadcast_to(np.arange(LENGTH, dtype=np.int32), tokens.shape),
+    inside.astype(np.int32),
+    weights.astype(np.float32),
+  )
+
+
+def _policy_batch(seed=0):
+  rng = np.random.default_rng(seed + 100)
+  noise = lambda scale: rng.normal(0, scale, (ROWS, LENGTH)).astype(np.float32)  # noqa: E731
+  return losses.PolicyBatch(_rows(seed), noise(1), noise(0.1) - 4, noise(0.1) - 4, noise(0.1) - 4)
+
+
+_INITIAL = jax.tree.map(np.asarray, jax.jit(lambda: init_params(CONFIG, jax.random.key(0)))())
+
+
+def _params():
+  """A fresh copy: updates donate what they are given."""
+  return jax.tree.map(jnp.asarray, _INITIAL)
+
+
+def _learner(**changes):
+  return dataclasses.replace(Learner(CONFIG, DESCENT, valid_vocab=60, chunk=4), **changes)
+
+
+def _close(one, other, atol):
+  for a, b in zip(jax.tree.leaves(one), jax.tree.leaves(other), strict=True):
+    np.testing.assert_allclose(jax.device_get(a), jax.device_get(b), atol=atol)
+
+
+def _updated(learner, params=None):
+  state = learner.init(_params() if params is None else params)
+  state, _ = learner.update_supervised(state, _rows())
+  return learner.update_policy(state, _policy_batch(), _rows(1), SETTINGS, np.float32(0.5))
+
+
+@pytest.fixture(scope="module")
+def whole():
+  return _updated(_learner())
+
+
+def test_microbatches_equal_the_whole_batch(whole):
+  state, metrics = _updated(_learner(microbatches=4))
+  _close(state.params, whole[0].params, 2e-6)
+  for name, value in whole[1].items():
+    assert float(metrics[name]) == pytest.approx(float(value), rel=2e-4, abs=1e-5), name
+
+
+def test_eight_devices_equal_one(whole):
+  mesh = make_mesh(4, 2)
+  shardings = param_shardings(CONFIG, mesh, rules.TRAINING)
+  with jax.set_mesh(mesh):
+    params = jax.device_put(_params(), shardings)
+    learner = _learner(microbatches=2)
+    state = learner.init(params)
+    state, _ = learner.update_supervised(state, shard_batch(_rows(), mesh))
+    state, metrics = learner.update_policy(
+      state,
+      shard_batch(_policy_batch(), mesh),
+      shard_batch(_rows(1), mesh),
+      SETTINGS,
+      np.float32(0.5),
+    )
+  _close(state.params, whole[0].params, 1e-5)
+  assert float(metrics["loss"]) == pytest.approx(float(whole[1]["loss"]), abs=1e-5)
+  kept = jax.tree.map(lambda a, b: a.sharding.is_equivalent_to(b, a.ndim), state.params, shardings)
+  assert all(jax.tree.leaves(kept))
+
+
+def test_moments_are_born_with_their_parameters_sharding():
+  mesh = make_mesh(4, 2)
+  shardings = param_shardings(CONFIG, mesh, rules.TRAINING)
+  params = jax.device_put(_params(), shardings)
+  state = _learner(optimizer=optax.adamw(1e-3)).init(params)
+  moments = optax.tree_utils.tree_get(state.opt_state, "mu")
+  same = jax.tree.map(lambda a, b: a.sharding.is_equivalent_to(b, a.ndim), moments, shardings)
+  assert all(jax.tree.leaves(same))
+  assert state.step.sharding.is_fully_replicated
+
+
+def test_end_of_sequence_is_learned():
+  """Trained on one row, the model ends it: the stop id is a target like any other token."""
+  learner = _learner(optimizer=optax.adam(3e-2))
+  state = learner.init(_params())
+  rows = jax.tree.map(lambda x: x[:1], _rows())
+  for _ in range(30):
+    state, _ = learner.update_supervised(state, rows)
+  logprobs = np.asarray(learner.score(state.params, rows, 1.0))[0]
+  end = int(rows.segment_ids.sum()) - 1
+  assert rows.tokens[0, end] == EOS
+  assert logprobs[end] > -0.1
+
+
+def test_masked_rows_and_prompts_have_zero_gradient():
+  """Weights of zero (prompt, padding, truncated responses) leave no trace in the update."""
+  learner = _learner()
+  batch = _policy_batch()
+  weights = batch.sequences.weights.copy()
+  weights[3] = 0
+  masked = batch.replace(sequences=batch.sequences.replace(weights=weights))
+  tokens = batch.sequences.tokens.copy()
+  tokens[3] = 9
+  advantages = np.where(weights > 0, batch.advantages, 77.0).astype(np.float32)
+  other = masked.replace(
+    advantages=advantages, sequences=masked.sequences.replace(tokens=tokens)
+  )
+  one, _ = learner.update_policy(learner.init(_params()), masked, None, SETTINGS, np.float32(0))
+  two, _ = learner.update_policy(learner.init(_params()), other, None, SETTINGS, np.float32(0))
+  _close(one.params, two.params, 1e-7)
+  none = batch.replace(sequences=batch.sequences.replace(weights=np.zeros_like(weights)))
+  still, _ = learner.update_policy(learner.init(_params()), none, None, SETTINGS, np.float32(0))
+  _close(still.params, _params(), 0)
+
+
+def test_the_moving_average_follows_the_parameters():
+  learner = _learner(average_decay=0.75)
+  state = learner.init(_params(), average=True)
+  before = jax.device_get(state.params)
+  state, _ = learner.update_supervised(state, _rows())
+  expected = jax.tree.map(lambda a, b: 0.75 * a + 0.25 * b, before, jax.device_get(state.params))
+  _close(state.average, expected, 1e-6)
+
+
+def _settings(**changes):
+  settings = base_config.optimizer(1e-2)
+  settings.update(changes)
+  return settings
+
+
+def test_schedule():
+  cosine = make_schedule(_settings(warmup_steps=4, final_fraction=0.1), 24)
+  # The first step already learns; the peak comes after the warm-up; the end is a tenth.
+  np.testing.assert_allclose([cosine(0), cosine(3), cosine(4)], [2e-3, 8e-3, 1e-2], rtol=1e-5)
+  np.testing.assert_allclose([cosine(14), cosine(24)], [5.5e-3, 1e-3], rtol=1e-5)
+  linear = make_schedule(_settings(schedule="linear", warmup_steps=0), 10)
+  np.testing.assert_allclose(linear(5), 5e-3, rtol=1e-5)
+  with pytest.raises(ValueError, match="'step'; expected one of"):
+    make_schedule(_settings(schedule="step"), 10)
+
+
+@pytest.mark.parametrize("name", ["adamw", "adafactor", "lion"])
+def test_every_optimizer_descends(name):
+  learner = _learner(optimizer=make_optimizer(_settings(name=name, learning_rate=3e-3), 50))
+  state = learner.init(_params())
+  state, first = learner.update_supervised(state, _rows())
+  for _ in range(10):
+    state, last = learner.update_supervised(state, _rows())
+  assert float(last["loss"]) < float(first["loss"]) - 0.2
+
+
+def test_weight_decay_leaves_norms_alone():
+  optimizer = make_optimizer(_settings(weight_decay=0.5, clip_norm=0.0, warmup_steps=0), 10)
+  params = _params()
+  zeros = jax.tree.map(jnp.zeros_like, params)
+  updates, _ = optimizer.update(zeros, optimizer.init(params), params)
+  flat = {jax.tree_util.keystr(path): x for path, x in jax.tree_util.tree_leaves_with_path(updates)}
+  moved = {name: bool(jnp.any(x != 0)) for name, x in flat.items()}
+  assert moved["['embedding']"]
+  assert not any(value for name, value in moved.items() if "norm" in name)
+  assert any("norm" in name for name in moved)

@@ -1,0 +1,288 @@
+"""One SRL step with scripted responses: who is asked what, and what is learned from it."""
+
+import dataclasses
+import json
+
+import jax
+import numpy as np
+import optax
+import pytest
+from configs import base as base_config
+
+from pasmr_jax.data import synthetic
+from pasmr_jax.data.questions import Question
+from pasmr_jax.learning.update import Learner
+from pasmr_jax.models.config import TransformerConfig
+from pasmr_jax.models.transformer import init_params
+from pasmr_jax.parallel import rules
+from pasmr_jax.parallel.mesh import make_mesh, param_shardings
+from pasmr_jax.rollout.engine import Rollouts
+from pasmr_jax.stages.self_feedback import SelfFeedbackStage
+from pasmr_jax.text import prompts
+from pasmr_jax.text.tokenizer import load_tokenizer
+
+MODEL = TransformerConfig(
+  vocab_size=768,
+  embed_dim=16,
+  num_layers=1,
+  num_heads=2,
+  num_kv_heads=1,
+  head_dim=8,
+  mlp_dim=16,
+  query_scale=8**-0.5,
+)
+GERMAN = Question("q1", "de", "Hans hat 12 Äpfel, kauft dann noch 3. Wie viele Äpfel hat Hans jetzt?")
+SPANISH = Question("q2", "es", "Pablo tiene 9 piñas, luego pierde 2. ¿Cuántas piñas tiene Pablo ahora?")
+GOOD = "Tom has 12 apples, then buys 3 more. How many apples does Tom have now?"
+BAD = "Tom has 12 apples, then loses 3. How many apples does Tom have now?"
+OTHER = "Peter has 9 pineapples, then loses 2. How many pineapples does Peter have now?"
+
+
+def _solved(answer, language="de"):
+  opening = {"de": "Lösung", "es": "Solución", "en": "Solution"}[language]
+  return f"{opening}: 12 und 3 ergibt {answer}.\n#### {answer}"
+
+
+@pytest.fixture(scope="module")
+def tokenizer(tmp_path_factory):
+  path = tmp_path_factory.mktemp("tokenizer") / "tokenizer.model"
+  synthetic.train_tokenizer(path)
+  return load_tokenizer(str(path), "<pivot>", "</pivot>")
+
+
+@dataclasses.dataclass
+class ScriptedEngine:
+  """Answers each prompt with the next of its scripted responses and remembers who asked."""
+
+  tokenizer: object
+  script: dict  # prompt text -> list of (translation or None, text, ends)
+  calls: list = dataclasses.field(default_factory=list)
+
+  def generate(
+    self, params, asked, names, key, sampling, *, samples, max_new_tokens, max_prompt_length
+  ):
+    texts = [self.tokenizer.decode(prompt).strip() for prompt in asked]
+    self.calls.append({"params": params, "texts": texts, "names": names, "samples": samples})
+    rows = []
+    for text in texts:
+      for translation, answer, ends in self.script[text][:samples]:
+        ids = prompts.response(self.tokenizer, translation, answer)
+        rows.append((ids if ends else ids[:-1], ends))
+    tokens = np.zeros((len(rows), max_new_tokens), np.int32)
+    logprobs = np.zeros((len(rows), max_new_tokens), np.float32)
+    for row, (ids, _) in enumerate(rows):
+      tokens[row, : len(ids)] = ids
+      logprobs[row, : len(ids)] = -5.0
+    lengths = np.array([len(ids) for ids, _ in rows], np.int32)
+    truncated = np.array([not ends for _, ends in rows], bool)
+    return Rollouts(tokens, logprobs, logprobs, lengths, truncated)
+
+
+def _script():
+  return {
+    GERMAN.text: [
+      (GOOD, _solved(15), True),
+      (GOOD, _solved(14), True),
+      (BAD, _solved(9), True),
+      (GOOD, _solved(15), False),  # met the limit
+    ],
+    SPANISH.text: [(OTHER, _solved(7, "es"), True)] * 3 + [(None, _solved(7, "es"), True)],
+    GOOD: [(None, _solved(15, "en"), True)] * 2,
+    BAD: [(None, _solved(9, "en"), True), (None, _solved(15, "en"), True)],
+    OTHER: [(None, _solved(7, "en"), True), (None, _solved(8, "en"), False)],
+  }
+
+
+def _config(**changes):
+  config = base_config.get_config()
+  config.languages = ("de", "es")
+  config.srl.group_size = 4
+  config.srl.questions = 2
+  config.srl.credit = "all"
+  config.srl.max_new_tokens = 64
+  config.feedback.pivot_samples = 2
+  config.srl.kl_coef = 0.0
+  config.srl.update_rows = 0
+  with config.ignore_type():
+    config.update_from_flattened_dict({k.replace("__", "."): v for k, v in changes.items()})
+  return config
+
+
+@pytest.fixture(scope="module")
+def params():
+  return jax.jit(lambda: init_params(MODEL, jax.random.key(0)))()
+
+
+def _stage(tokenizer, params, questions=(GERMAN, SPANISH), script=None, **changes):
+  config = _config(**changes)
+  mesh = make_mesh(-1, 1)
+  engine = ScriptedEngine(tokenizer, script or _script())
+  shardings = param_shardings(MODEL, mesh, rules.DECODING)
+  reference = jax.device_put(params, shardings)
+  stage = SelfFeedbackStage(
+    config=config,
+    learner=Learner(MODEL, optax.sgd(0.5), valid_vocab=756, average_decay=0.5),
+    engine=engine,
+    tokenizer=tokenizer,
+    mesh=mesh,
+    decode_shardings=shardings,
+    reference=reference,
+    questions=iter([list(questions)] * 5),
+    rehearsal=None,
+  )
+  copied = jax.device_put(jax.tree.map(np.asarray, params), shardings)
+  state = stage.learner.init(copied, average=config.feedback.teacher == "ema")
+  return stage, state, engine
+
+
+@pytest.fixture(scope="module")
+def step(tokenizer, params):
+  stage, state, engine = _stage(tokenizer, params)
+  (batches, _), seen = stage.batch(state, 0)
+  return stage, engine, batches, seen
+
+
+def test_each_distinct_translation_is_solved_once(step):
+  _, engine, _, _ = step
+  asked, solved = engine.calls
+  assert asked["texts"] == [GERMAN.text, SPANISH.text]
+  assert asked["samples"] == 4
+  assert solved["texts"] == [GOOD, BAD, OTHER]
+  assert solved["samples"] == 2
+  assert len(set(solved["names"])) == 3
+
+
+def test_votes_and_rewards(step):
+  stage, _, _, seen = step
+  german, spanish = stage.rollouts
+  # Two responses with GOOD vote 15 twice each; BAD votes 9 and 15; the truncated one votes nothing.
+  assert german["pooled_label"] == "15"
+  assert german["pooled_confidence"] == pytest.approx(5 / 6)
+  assert [one["reward"] for one in german["responses"]] == [1, 0, 0, 0]
+  # A pivot solution that met its limit is a vote for nothing: 7 of every pair, 3 of 6 votes.
+  assert spanish["pooled_confidence"] == pytest.approx(0.5)
+  assert [one["reward"] for one in spanish["responses"]] == [1, 1, 1, 0]
+  assert [one["advantage"] for one in german["responses"]] == [0.75, -0.25, -0.25, -0.25]
+  assert seen["truncation_rate"] == pytest.approx(1 / 8)
+  assert seen["well_formed_rate"] == pytest.approx(6 / 8)
+  assert seen["label_rate"] == 1.0
+
+
+def test_every_metric_of_the_method_is_logged(step):
+  *_, seen = step
+  for name in (
+    "reward reward/agreement reward/understanding reward/format reward/language reward/length"
+    " vote_confidence label_rate zero_variance_share well_formed_rate truncation_rate"
+    " language/reasoning language/translation translation_number_recall translation_length"
+    " response_length answer_entropy time/rollout time/pivot time/score time/host"
+    " throughput/rollout_tokens_per_second"
+  ).split():
+    assert np.isfinite(seen[name]), name
+
+
+def test_rows_hold_prompt_response_weights_and_what_was_drawn(step, tokenizer):
+  stage, _, [batch], _ = step
+  row = jax.tree.map(lambda x: np.asarray(x)[0], batch)
+  asked = stage.question_prompt(GERMAN.text)
+  said = prompts.response(tokenizer, GOOD, _solved(15))
+  end = len(asked) + len(said)
+  assert row.sequences.tokens[:end].tolist() == asked + said
+  assert row.sequences.tokens[end - 1] == tokenizer.eos_id
+  weights = row.sequences.weights
+  assert (weights[: len(asked)] == 0).all()
+  assert (weights[len(asked) : end] == 1).all()  # end of sequence included
+  assert (weights[end:] == 0).all()
+  assert (row.advantages[len(asked) : end] == 0.75).all()
+  assert (row.sampler_logprobs[len(asked) : end] == -5).all()
+  assert not np.asarray(batch.sequences.weights)[3].any()  # the truncated response
+
+
+def test_an_update_raises_what_was_rewarded(tokenizer, params):
+  stage, state, _ = _stage(tokenizer, params)
+  batch, _ = stage.batch(state, 0)
+  [rows], _ = batch
+  before = np.asarray(stage.learner.score(state.params, rows.sequences, 1.0))
+  state, metrics = stage.update(state, batch)
+  after = np.asarray(stage.learner.score(state.params, rows.sequences, 1.0))
+  change = ((after - before) * np.asarray(rows.sequences.weights)).sum(axis=1)
+  assert change[0] > 0
+  assert change[1] < 0
+  assert change[3] == pytest.approx(0, abs=30)  # masked: moved only by what the others share
+  assert float(metrics["ratio_max"]) == 1.0
+  assert int(state.step) == 1
+
+
+def test_inner_updates_use_the_policy_before_the_first_of_them(tokenizer, params):
+  stage, state, _ = _stage(tokenizer, params, srl__inner_epochs=2)
+  batch, _ = stage.batch(state, 0)
+  first, second = batch[0]
+  expected = stage.learner.score(state.params, first.sequences, 1.0)
+  np.testing.assert_allclose(first.old_logprobs, expected, atol=1e-6)
+  np.testing.assert_array_equal(first.old_logprobs, second.old_logprobs)
+  state, metrics = stage.update(state, batch)
+  # The second update is away from the old policy, and the stage still counts one step.
+  assert abs(float(metrics["ratio_max"]) - 1) > 1e-3
+  assert int(state.step) == 1
+
+
+@pytest.mark.parametrize("teacher", ["policy", "reference", "ema"])
+def test_the_teacher_answers(tokenizer, params, teacher):
+  stage, state, engine = _stage(tokenizer, params, feedback__teacher=teacher)
+  moved = jax.tree.map(lambda x: x + 1, state.params)
+  averaged = jax.tree.map(lambda x: x + 2, state.params)
+  state = state.replace(params=moved, average=averaged)
+  stage.batch(state, 0)
+  asked, solved = (np.asarray(call["params"]["embedding"]) for call in engine.calls)
+  offset = {"policy": 1, "reference": 0, "ema": 2}[teacher]
+  np.testing.assert_allclose(asked, np.asarray(params["embedding"]) + 1, atol=1e-6)
+  np.testing.assert_allclose(solved, np.asarray(params["embedding"]) + offset, atol=1e-6)
+
+
+def test_kl_scores_the_reference(tokenizer, params):
+  stage, state, _ = _stage(tokenizer, params, srl__kl_coef=0.1)
+  moved = jax.tree.map(lambda x: x * 1.1, state.params)
+  ([batch], _), _ = stage.batch(state.replace(params=moved), 0)
+  expected = stage.learner.score(params, batch.sequences, 1.0)
+  np.testing.assert_allclose(batch.reference_logprobs, expected, atol=1e-5)
+
+
+def test_split_credit_teaches_translation_and_reasoning_apart(tokenizer, params):
+  stage, state, _ = _stage(tokenizer, params, srl__credit="split")
+  ([batch], _), _ = stage.batch(state, 0)
+  prompt = len(stage.question_prompt(GERMAN.text))
+  cut = prompt + 2 + len(tokenizer.encode(GOOD))
+  advantages = np.asarray(batch.advantages)
+  # Response 1: a good translation, a wrong answer.
+  assert (advantages[1, prompt:cut] > 0).all()
+  assert (advantages[1, cut : cut + 5] < 0).all()
+
+
+def test_only_the_most_extreme_rows_are_learned_from(tokenizer, params):
+  stage, state, _ = _stage(tokenizer, params, srl__update_rows=8, srl__group_size=4)
+  ([batch], _), _ = stage.batch(state, 0)
+  assert batch.sequences.tokens.shape[0] == 8
+  assert batch.sequences.tokens.shape[1] % stage.config.srl.length_bucket == 0
+
+
+def test_controls_do_not_ask_the_teacher(tokenizer, params):
+  for source in ("target_majority", "random"):
+    stage, state, engine = _stage(tokenizer, params, feedback__source=source)
+    stage.batch(state, 0)
+    assert len(engine.calls) == 1, source
+
+
+def test_an_answer_that_reaches_the_stage_is_an_error(tokenizer, params):
+  leaked = dataclasses.replace(GERMAN, answer="15")
+  stage, state, _ = _stage(tokenizer, params, questions=(leaked, SPANISH))
+  with pytest.raises(ValueError, match="carries an answer though feedback.source is 'pivot'"):
+    stage.batch(state, 0)
+  known = (leaked, dataclasses.replace(SPANISH, answer="8"))
+  stage, state, _ = _stage(tokenizer, params, questions=known, feedback__source="gold")
+  stage.batch(state, 0)
+  assert [one["reward"] for one in stage.rollouts[0]["responses"]] == [1, 0, 0, 0]
+  assert [one["reward"] for one in stage.rollouts[1]["responses"]] == [0, 0, 0, 0]
+
+
+def test_rollout_records_are_plain_json(step):
+  stage, *_ = step
+  assert json.loads(json.dumps(stage.rollouts))[0]["responses"][0]["pivot_answers"] == ["15", "15"]
