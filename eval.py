@@ -12,6 +12,7 @@ import jax
 from absl import app, flags, logging
 from ml_collections import config_flags
 
+from pasmr_jax import Config
 from pasmr_jax.experiment import summary, validation
 from pasmr_jax.experiment.evaluation import Evaluator
 from pasmr_jax.experiment.setup import last_stage, make_run
@@ -25,7 +26,8 @@ STEP = flags.DEFINE_string("step", "last", "Step of the checkpoint: a number, 'l
 
 def main(_):
   logging.set_verbosity(logging.WARNING)
-  config, workdir = CONFIG.value, pathlib.Path(WORKDIR.value)
+  config: Config = CONFIG.value
+  workdir = pathlib.Path(str(WORKDIR.value))
   initialize_distributed()
   stage = last_stage(workdir) if STAGE.value == "last" else STAGE.value
   config.stages = (stage,)

@@ -12,6 +12,7 @@ import jax
 from absl import app, flags, logging
 from ml_collections import config_flags
 
+from pasmr_jax import Config
 from pasmr_jax.experiment import summary, validation
 from pasmr_jax.experiment.checkpoint import Checkpoints
 from pasmr_jax.experiment.evaluation import Evaluator
@@ -69,7 +70,8 @@ def train_stage(run: Run, name: str, metrics: Metrics, evaluator: Evaluator) -> 
 
 def main(_):
   logging.set_verbosity(logging.WARNING)  # of the libraries; ours is the progress bar
-  config, workdir = CONFIG.value, pathlib.Path(WORKDIR.value)
+  config: Config = CONFIG.value
+  workdir = pathlib.Path(str(WORKDIR.value))
   initialize_distributed()
   validation.check(config)
   run = make_run(config, workdir)

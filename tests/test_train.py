@@ -127,9 +127,14 @@ def test_a_run_leaves_metrics_rollouts_results_and_a_table(uninterrupted):
   workdir, finished = uninterrupted
   lines = _lines(workdir / "metrics.jsonl")
   steps = [(line["stage"], line["step"]) for line in lines if "loss" in line]
-  assert steps == [(s, n) for s, last in (("base", 12), ("pam", 12), ("srl", 8)) for n in range(1, last + 1)]
+  assert steps == [
+    (s, n) for s, last in (("base", 12), ("pam", 12), ("srl", 8)) for n in range(1, last + 1)
+  ]
   evaluated = [(line["stage"], line["step"]) for line in lines if "loss" not in line]
-  assert evaluated == [(s, n) for s in ("base", "pam") for n in (4, 8, 12)] + [("srl", 4), ("srl", 8)]
+  assert evaluated == [(s, n) for s in ("base", "pam") for n in (4, 8, 12)] + [
+    ("srl", 4),
+    ("srl", 8),
+  ]
   base = [line["loss"] for line in lines if line["stage"] == "base" and "loss" in line]
   assert base[-1] < base[0] - 0.5  # it learns
   srl = next(line for line in lines if line["stage"] == "srl" and "loss" in line)

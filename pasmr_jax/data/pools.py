@@ -2,10 +2,10 @@
 
 A pool, such as `config.data.triplets`, is a tuple of sources `FORMAT:LOCATION[START:STOP]`:
 
-    synthetic:300                                          300 problems of the built-in corpus a language
-    mgsm:{root}/mgsm/mgsm_{language}.tsv                   a file a language
-    parallel_equations:{root}/parallel/{language}.jsonl[:2000]  its first 2,000 rows
-    huggingface:openai/gsm8k,main,test                     id, subset, split; columns by data.columns
+    synthetic:300                               300 problems of the built-in corpus a language
+    mgsm:{root}/mgsm/mgsm_{language}.tsv        a file a language
+    parallel:{root}/{language}.jsonl[:2000]     its first 2,000 questions
+    huggingface:openai/gsm8k,main,test          id, subset, split; columns by data.columns
 
 FORMAT is `synthetic` or one of `questions.FORMATS`. `{language}` stands for every language of the
 pool: the pivot for `pivot`, all languages for `development` and `test`, the targets otherwise.
@@ -20,8 +20,7 @@ import dataclasses
 import re
 from collections.abc import Sequence
 
-from ml_collections import ConfigDict
-
+from pasmr_jax import Config
 from pasmr_jax.data import synthetic
 from pasmr_jax.data.questions import FORMATS, Question, read_questions
 
@@ -32,7 +31,7 @@ _SOURCE = re.compile(r"(?P<format>\w+):(?P<location>.*?)(?:\[(?P<start>\d*):(?P<
 _FIELDS = ("id", "text", "pivot_text", "solution", "answer")
 
 
-def read_pool(name: str, config: ConfigDict) -> list[Question]:
+def read_pool(name: str, config: Config) -> list[Question]:
   """The questions of `config.data.NAME`, source after source, language after language.
 
   Raises:
@@ -62,7 +61,7 @@ def read_pool(name: str, config: ConfigDict) -> list[Question]:
   ]
 
 
-def pool_languages(name: str, config: ConfigDict) -> tuple[str, ...]:
+def pool_languages(name: str, config: Config) -> tuple[str, ...]:
   """Languages a pool may hold."""
   if name == "pivot":
     return (config.pivot,)
@@ -71,7 +70,7 @@ def pool_languages(name: str, config: ConfigDict) -> tuple[str, ...]:
   return tuple(config.languages)
 
 
-def _synthetic(name: str, location: str, language: str, config: ConfigDict) -> list[Question]:
+def _synthetic(name: str, location: str, language: str, config: Config) -> list[Question]:
   if not location.isdecimal():
     raise ValueError(f"data.{name}: found synthetic:{location}, expected a number of problems")
   # Languages have problems of their own, so that more is seen; test sets are parallel.
@@ -87,7 +86,7 @@ def _read(
   format: str,
   location: str,
   languages: Sequence[str],
-  config: ConfigDict,
+  config: Config,
   answers: bool,
   key: str,
 ) -> list[list[Question]]:

@@ -13,9 +13,9 @@ from typing import Any
 
 import jax
 import orbax.checkpoint as ocp
-from ml_collections import ConfigDict
 from orbax.checkpoint import checkpoint_managers as policies
 
+from pasmr_jax import Config
 from pasmr_jax.learning.update import TrainState
 from pasmr_jax.models.config import TransformerConfig
 
@@ -41,9 +41,7 @@ class Progress:
 class Checkpoints:
   """The checkpoints of one stage of one run."""
 
-  def __init__(
-    self, workdir: pathlib.Path, stage: str, config: ConfigDict, read_only: bool = False
-  ):
+  def __init__(self, workdir: pathlib.Path, stage: str, config: Config, read_only: bool = False):
     """`config` is `config.checkpoint`. `read_only` neither creates nor deletes anything."""
     self.directory = workdir.absolute() / "checkpoints" / stage
     preservation = policies.AnyPreservationPolicy(

@@ -15,11 +15,11 @@ from typing import Any
 import jax
 import numpy as np
 from jaxtyping import Array, Key
-from ml_collections import ConfigDict
 
+from pasmr_jax import Config
 from pasmr_jax.data.questions import Question
-from pasmr_jax.learning.update import TrainState
 from pasmr_jax.experiment.setup import Run, Stage
+from pasmr_jax.learning.update import TrainState
 from pasmr_jax.parallel.processes import process_index
 from pasmr_jax.rollout.engine import Engine, stable_id
 from pasmr_jax.rollout.sampling import make_sampling
@@ -51,7 +51,7 @@ def evaluate(
   *,
   engine: Engine,
   tokenizer: Tokenizer,
-  config: ConfigDict,
+  config: Config,
   key: Key[Array, ""],
   temperature: float,
 ) -> list[Item]:
@@ -110,12 +110,12 @@ def evaluate(
 
 
 def gold_answer(question: Question):
-  """The question's gold answer, read in the question's language.
+  """The question's gold answer. Data sets write it in English style (1,234.5) in every language.
 
   Raises:
     ValueError: there is none, or it cannot be read.
   """
-  gold = None if question.answer is None else read_answer(question.answer, question.language)
+  gold = None if question.answer is None else read_answer(question.answer, "en")
   if gold is None:
     raise ValueError(
       f"question {question.id!r} ({question.language}): gold answer {question.answer!r} cannot be"

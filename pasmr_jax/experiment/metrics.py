@@ -15,7 +15,6 @@ from typing import Any
 import jax
 import numpy as np
 import tensorboardX
-from ml_collections import ConfigDict
 from rich.console import Console
 from rich.progress import (
   BarColumn,
@@ -26,6 +25,7 @@ from rich.progress import (
   TimeRemainingColumn,
 )
 
+from pasmr_jax import Config
 from pasmr_jax.parallel.processes import process_index
 
 # What a rerun of the same step may measure differently; everything else is exact.
@@ -39,7 +39,7 @@ class NonFiniteError(RuntimeError):
 class Metrics:
   """Writes metrics and shows progress; a context manager."""
 
-  def __init__(self, workdir: pathlib.Path, stages: tuple[str, ...], config: ConfigDict):
+  def __init__(self, workdir: pathlib.Path, stages: tuple[str, ...], config: Config):
     """`config` is `config.log`."""
     self._workdir = workdir
     self._order = {stage: place for place, stage in enumerate(stages)}

@@ -1,8 +1,8 @@
 """From a configuration to what a run works with.
 
-`Run` holds what lasts (mesh, model, tokenizer, engine); `Run.make_stage` reads a stage's questions
-and builds it; `Run.start` gives its state: the newest checkpoint's, or a new one from the parameters
-the stage begins with (`start_params`: the stage before, another run, pretrained weights, or random).
+`Run` holds what lasts (mesh, model, tokenizer, questions); `Run.make_stage` builds a stage;
+`Run.start` gives its state: the newest checkpoint's, or a new one from the parameters the stage
+begins with (`start_params`: the stage before, another run, pretrained weights, or random ones).
 """
 
 import dataclasses
@@ -15,8 +15,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from ml_collections import ConfigDict
 
+from pasmr_jax import Config
 from pasmr_jax.data import synthetic
 from pasmr_jax.data.batches import fit_examples, question_iterator, supervised_iterator
 from pasmr_jax.data.pools import NAMES, read_pool
@@ -49,7 +49,7 @@ def say(text: str) -> None:
 class Run:
   """What lasts through all stages of a run."""
 
-  config: ConfigDict
+  config: Config
   workdir: pathlib.Path
   mesh: jax.sharding.Mesh
   tokenizer: Tokenizer
@@ -85,9 +85,7 @@ class Run:
         source(self.config.model), self.model, self.shardings, self.model.param_dtype
       )
     key = jax.random.fold_in(jax.random.key(self.config.seed), stable_id("parameters"))
-    initialize = jax.jit(
-      lambda key: init_params(self.model, key), out_shardings=self.shardings
-    )
+    initialize = jax.jit(lambda key: init_params(self.model, key), out_shardings=self.shardings)
     return initialize(key)
 
   def checkpoint_params(
@@ -117,9 +115,7 @@ class Run:
 
   # Stages.
 
-  def start(
-    self, stage: Stage, checkpoints: Checkpoints
-  ) -> tuple[TrainState, Progress]:
+  def start(self, stage: Stage, checkpoints: Checkpoints) -> tuple[TrainState, Progress]:
     """The stage's newest checkpoint, its data put back in place; or step 0."""
     average = isinstance(stage, SelfFeedbackStage) and self.config.feedback.teacher == "ema"
     state = stage.learner.init(self.start_params(stage.name), average)
@@ -144,7 +140,7 @@ class Run:
       batches=self._supervised_batches(name, settings, settings.batch_size, name),
     )
 
-  def _supervised_batches(self, name: str, settings: ConfigDict, batch_size: int, use: str) -> Any:
+  def _supervised_batches(self, name: str, settings: Config, batch_size: int, use: str) -> Any:
     pools = []
     for kind, weight in settings.mixture.items():
       if weight == 0:
@@ -154,7 +150,10 @@ class Run:
       kept, dropped = fit_examples(made, settings.max_length)
       say(
         f"{use}: {len(kept)} examples of data.{kind} ({_languages(questions)})"
-        + (f"; {dropped} longer than {name}.max_length={settings.max_length} left out" * (dropped > 0))
+        + (
+          f"; {dropped} longer than {name}.max_length={settings.max_length} left out"
+          * (dropped > 0)
+        )
       )
       if not kept:
         raise ValueError(
@@ -192,7 +191,7 @@ class Run:
       rehearsal=rehearsal,
     )
 
-  def _learner(self, settings: ConfigDict) -> Learner:
+  def _learner(self, settings: Config) -> Learner:
     return Learner(
       config=self.model,
       optimizer=make_optimizer(settings.optimizer, settings.steps),
@@ -231,7 +230,7 @@ def _languages(questions: Sequence[Question]) -> str:
   return ", ".join(f"{language} {count}" for language, count in sorted(counts.items()))
 
 
-def source(model: ConfigDict) -> str:
+def source(model: Config) -> str:
   """Path or hub id of the pretrained model, with its revision as `id@revision`."""
   return f"{model.pretrained}@{model.revision}" if model.revision else model.pretrained
 
@@ -249,9 +248,7 @@ def last_stage(workdir: pathlib.Path) -> str:
   raise ValueError(f"{workdir}: expected a run with checkpoints/STAGE/STEP, found none")
 
 
-def make_run(
-  config: ConfigDict, workdir: pathlib.Path, pools: Sequence[str] | None = None
-) -> Run:
+def make_run(config: Config, workdir: pathlib.Path, pools: Sequence[str] | None = None) -> Run:
   """Builds what lasts and reads all questions, so that bad input shows at once; no weights yet.
 
   `pools` are the pools to read, if not all that the configuration's stages use.
@@ -272,7 +269,7 @@ def make_run(
   )
 
 
-def pools_used(config: ConfigDict) -> list[str]:
+def pools_used(config: Config) -> list[str]:
   """The pools that the run's stages and evaluations read."""
   used = {"development", "test"}
   for stage in config.stages:
@@ -284,7 +281,7 @@ def pools_used(config: ConfigDict) -> list[str]:
   return [name for name in NAMES if name in used]
 
 
-def make_tokenizer(config: ConfigDict, workdir: pathlib.Path) -> Tokenizer:
+def make_tokenizer(config: Config, workdir: pathlib.Path) -> Tokenizer:
   settings = config.tokenizer
   path = settings.path or source(config.model)
   if path == "synthetic":
@@ -296,7 +293,7 @@ def make_tokenizer(config: ConfigDict, workdir: pathlib.Path) -> Tokenizer:
   return load_tokenizer(path, settings.open, settings.close, settings.stop)
 
 
-def model_config(config: ConfigDict, tokenizer: Tokenizer) -> TransformerConfig:
+def model_config(config: Config, tokenizer: Tokenizer) -> TransformerConfig:
   """The model's shape: the checkpoint's own, or `config.model`'s.
 
   Raises:

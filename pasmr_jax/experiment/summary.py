@@ -6,10 +6,10 @@ from collections.abc import Sequence
 
 import jax
 import numpy as np
-from ml_collections import ConfigDict
 from rich.console import Console
 from rich.table import Table
 
+from pasmr_jax import Config
 from pasmr_jax.experiment.setup import Run, pools_used
 from pasmr_jax.parallel.processes import process_count, process_index
 
@@ -43,7 +43,7 @@ def print_start(run: Run) -> None:
   Console(stderr=True).print(table)
 
 
-def _arithmetic(stage: str, config: ConfigDict) -> str:
+def _arithmetic(stage: str, config: Config) -> str:
   settings = config[stage]
   if stage != "srl":
     parts = f"{settings.microbatches} microbatch(es)"
@@ -59,7 +59,7 @@ def _arithmetic(stage: str, config: ConfigDict) -> str:
   )
 
 
-def print_accuracy(workdir: pathlib.Path, config: ConfigDict, names: Sequence[str]) -> None:
+def print_accuracy(workdir: pathlib.Path, config: Config, names: Sequence[str]) -> None:
   """Test accuracy in % per language of each `results/NAME.json`; greedy, then sampled."""
   if process_index() != 0:
     return

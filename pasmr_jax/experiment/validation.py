@@ -7,8 +7,7 @@ Unknown keys and wrong types are found earlier, by ml_collections when flags are
 import difflib
 from collections.abc import Iterator
 
-from ml_collections import ConfigDict
-
+from pasmr_jax import Config
 from pasmr_jax.data.pools import NAMES
 from pasmr_jax.feedback import rewards
 from pasmr_jax.learning import advantages, losses, optim
@@ -20,7 +19,7 @@ _TEACHERS = ("policy", "reference", "ema")
 _DTYPES = ("float32", "bfloat16")
 
 
-def check(config: ConfigDict, devices: int = 1) -> None:
+def check(config: Config, devices: int = 1) -> None:
   """Raises ValueError with every problem of the configuration.
 
   Args:
@@ -32,7 +31,7 @@ def check(config: ConfigDict, devices: int = 1) -> None:
     raise ValueError("the configuration cannot be run:\n  " + "\n  ".join(problems))
 
 
-def _general(config: ConfigDict) -> Iterator[str]:
+def _general(config: Config) -> Iterator[str]:
   stages = tuple(config.stages)
   in_order = tuple(stage for stage in STAGES if stage in stages)
   if not stages or stages != in_order:
@@ -72,10 +71,10 @@ def _general(config: ConfigDict) -> Iterator[str]:
   for name in ("development", "test", "triplets", "pivot"):
     shared = set(config.data[name]) & set(config.data.srl)
     if name in ("development", "test") and any(not s.startswith("synthetic:") for s in shared):
-      yield f"data.srl and data.{name} name the same source {sorted(shared)}; expected disjoint ones"
+      yield f"data.srl and data.{name} share {sorted(shared)}; expected disjoint sources"
 
 
-def _choices(config: ConfigDict) -> Iterator[str]:
+def _choices(config: Config) -> Iterator[str]:
   choices = {
     "model.dtype": _DTYPES,
     "model.param_dtype": _DTYPES,
@@ -97,9 +96,11 @@ def _choices(config: ConfigDict) -> Iterator[str]:
       yield f"{key} is {value!r}; expected one of {', '.join(allowed)}"
 
 
-def _numbers(config: ConfigDict) -> Iterator[str]:
+def _numbers(config: Config) -> Iterator[str]:
   positive = [f"{stage}.{key}" for stage in STAGES for key in ("steps", "microbatches")]
-  positive += [f"{stage}.{key}" for stage in ("base", "pam") for key in ("batch_size", "max_length")]
+  positive += [
+    f"{stage}.{key}" for stage in ("base", "pam") for key in ("batch_size", "max_length")
+  ]
   positive += [
     f"srl.{key}"
     for key in (
@@ -134,7 +135,7 @@ def _numbers(config: ConfigDict) -> Iterator[str]:
     yield "srl.group_size is 1; expected at least 2, or no response has another to compare with"
 
 
-def _batches(config: ConfigDict, devices: int) -> Iterator[str]:
+def _batches(config: Config, devices: int) -> Iterator[str]:
   for stage in ("base", "pam"):
     yield from _divides(
       f"{stage}.batch_size", config[stage].batch_size, f"{stage}.microbatches",
@@ -151,7 +152,9 @@ def _batches(config: ConfigDict, devices: int) -> Iterator[str]:
     yield f"{name} is {rows}; expected a multiple of srl.inner_batches={srl.inner_batches}"
     return
   each = rows // srl.inner_batches
-  yield from _divides(f"{name} / inner_batches", each, "srl.microbatches", srl.microbatches, devices)
+  yield from _divides(
+    f"{name} / inner_batches", each, "srl.microbatches", srl.microbatches, devices
+  )
   if srl.rehearsal_weight > 0:
     yield from _divides(
       "srl.rehearsal_rows", srl.rehearsal_rows, "srl.microbatches", srl.microbatches, devices
@@ -166,7 +169,7 @@ def _divides(name: str, rows: int, key: str, microbatches: int, devices: int) ->
     )
 
 
-def _get(config: ConfigDict, key: str):
+def _get(config: Config, key: str):
   value = config
   for part in key.split("."):
     value = value[part]

@@ -10,46 +10,45 @@ B rows, T tokens, D width, V vocabulary, C tokens a chunk.
 import flax.struct
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float, Int
 
 from pasmr_jax.models import transformer
 from pasmr_jax.models.config import TransformerConfig
 
+AnyArray = jax.Array | np.ndarray
 KL_ESTIMATORS = ("k1", "k2", "k3")
 AGGREGATIONS = ("token", "sequence")
 
 
-@flax.struct.dataclass
-class Sequences:
+class Sequences(flax.struct.PyTreeNode):
   """Rows of tokens to be scored. `weights[b, t]` weighs the prediction of `tokens[b, t]`."""
 
-  tokens: Int[Array, "B T"]
-  positions: Int[Array, "B T"]
-  segment_ids: Int[Array, "B T"]  # 0 is padding
-  weights: Float[Array, "B T"]  # 0 for prompts and padding; relative, see `normalized`
+  tokens: Int[AnyArray, "B T"]
+  positions: Int[AnyArray, "B T"]
+  segment_ids: Int[AnyArray, "B T"]  # 0 is padding
+  weights: Float[AnyArray, "B T"]  # 0 for prompts and padding; relative, see `normalized`
 
 
 def normalized(sequences: Sequences) -> Sequences:
   """The same rows with weights that sum to 1 (or to 0, when none is positive)."""
   total = sequences.weights.sum()
-  return sequences.replace(weights=sequences.weights / jnp.where(total > 0, total, 1.0))  # pyright: ignore[reportAttributeAccessIssue]
+  return sequences.replace(weights=sequences.weights / jnp.where(total > 0, total, 1.0))
 
 
-@flax.struct.dataclass
-class PolicyBatch:
+class PolicyBatch(flax.struct.PyTreeNode):
   """Sampled responses and all that their policy-gradient loss needs."""
 
   sequences: Sequences
-  advantages: Float[Array, "B T"]
-  sampler_logprobs: Float[Array, "B T"]  # as drawn
+  advantages: Float[AnyArray, "B T"]
+  sampler_logprobs: Float[AnyArray, "B T"]  # as drawn
   # Of the learner before the rollout's first update. None: this is that first update, and the
   # old policy is the one being differentiated.
-  old_logprobs: Float[Array, "B T"] | None
-  reference_logprobs: Float[Array, "B T"] | None  # of the stage-1 policy; None without a KL term
+  old_logprobs: Float[AnyArray, "B T"] | None
+  reference_logprobs: Float[AnyArray, "B T"] | None  # of the stage-1 policy; None without a KL term
 
 
-@flax.struct.dataclass
-class PolicySettings:
+class PolicySettings(flax.struct.PyTreeNode):
   """`config.srl`'s numbers for the loss. The strings are static, the numbers are not."""
 
   clip_low: float
@@ -81,7 +80,7 @@ def token_logprobs(
   """
   hidden, _ = transformer.Transformer(config).apply(
     {"params": params}, sequences.tokens, sequences.positions, sequences.segment_ids
-  )  # pyright: ignore[reportGeneralTypeIssues]
+  )
   table = transformer.output_table(params, config)
 
   # The hidden state at t - 1 predicts token t.
@@ -93,7 +92,7 @@ def token_logprobs(
   hidden = jnp.pad(hidden, ((0, 0), (0, pad), (0, 0)))
   targets = jnp.pad(targets, ((0, 0), (0, pad)))
 
-  @jax.checkpoint  # pyright: ignore[reportPrivateImportUsage]
+  @jax.checkpoint
   def score(hidden, targets):
     logits = transformer.logits(hidden, table, config, valid_vocab) / temperature
     chosen = jnp.take_along_axis(logits, targets[..., None], axis=-1)[..., 0]
@@ -112,7 +111,9 @@ def token_logprobs(
   return jnp.where(same_segment & (sequences.segment_ids > 0), logprobs, 0.0)
 
 
-def supervised_loss(logprobs: Float[Array, "B T"], weights: Float[Array, "B T"]) -> Float[Array, ""]:
+def supervised_loss(
+  logprobs: Float[Array, "B T"], weights: Float[Array, "B T"]
+) -> Float[Array, ""]:
   """L = - sum w log p: METHOD's PAM loss when w is 1 / (response tokens of the global batch)."""
   return -(weights * logprobs).sum()
 

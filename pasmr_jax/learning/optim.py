@@ -2,13 +2,14 @@
 
 import jax
 import optax
-from ml_collections import ConfigDict
+
+from pasmr_jax import Config
 
 NAMES = ("adamw", "adafactor", "lion")
 SCHEDULES = ("cosine", "linear", "constant")
 
 
-def make_schedule(config: ConfigDict, steps: int) -> optax.Schedule:
+def make_schedule(config: Config, steps: int) -> optax.Schedule:
   """Learning rate by step: linear warm-up from 0, then `config.schedule` down to `final_fraction`.
 
   Raises:
@@ -29,7 +30,7 @@ def make_schedule(config: ConfigDict, steps: int) -> optax.Schedule:
   return optax.join_schedules([warmup, decay], [config.warmup_steps])
 
 
-def make_optimizer(config: ConfigDict, steps: int) -> optax.GradientTransformation:
+def make_optimizer(config: Config, steps: int) -> optax.GradientTransformation:
   """Clipping by global norm, then the optimizer; weight decay leaves norms' scales alone.
 
   Args:
@@ -42,7 +43,12 @@ def make_optimizer(config: ConfigDict, steps: int) -> optax.GradientTransformati
   schedule = make_schedule(config, steps)
   if config.name == "adamw":
     optimizer = optax.adamw(
-      schedule, config.b1, config.b2, config.epsilon, weight_decay=config.weight_decay, mask=_decayed
+      schedule,
+      config.b1,
+      config.b2,
+      config.epsilon,
+      weight_decay=config.weight_decay,
+      mask=_decayed,
     )
   elif config.name == "adafactor":
     optimizer = optax.adafactor(
@@ -61,6 +67,7 @@ def make_optimizer(config: ConfigDict, steps: int) -> optax.GradientTransformati
 
 def _decayed(params):
   """True for matrices and tables, False for norm scales and biases."""
+
   def is_matrix(path, _):
     names = [entry.key for entry in path]
     return not any("norm" in name or name == "bias" for name in names)

@@ -1,8 +1,8 @@
 """One jitted optimizer step: `(state, batch) -> (state, metrics)`, its state donated.
 
-`Learner.update_supervised` and `Learner.update_policy` share one body: make the weights sum to 1 over
-the global batch (so that microbatches equal the whole), split it into microbatches, add up their
-gradients, clip, and apply the optimizer once.
+`Learner.update_supervised` and `Learner.update_policy` share one body: make the weights sum to 1
+over the global batch (so that microbatches equal the whole), split it into microbatches, add up
+their gradients, clip, and apply the optimizer once.
 """
 
 import dataclasses
@@ -19,8 +19,7 @@ from pasmr_jax.learning import losses
 from pasmr_jax.models.config import TransformerConfig
 
 
-@flax.struct.dataclass
-class TrainState:
+class TrainState(flax.struct.PyTreeNode):
   """All that an update changes."""
 
   step: Int[Array, ""]  # updates of this stage done
@@ -100,7 +99,7 @@ class Learner:
         total += rehearsal_weight * rehearsed
       return total, parts
 
-    batch = batch.replace(sequences=losses.normalized(batch.sequences))  # pyright: ignore
+    batch = batch.replace(sequences=losses.normalized(batch.sequences))
     rehearsal = None if rehearsal is None else losses.normalized(rehearsal)
     return self._apply(state, (batch, rehearsal), loss)
 
@@ -153,7 +152,7 @@ class Learner:
       keep = self.average_decay
       average = jax.tree.map(lambda a, p: keep * a + (1 - keep) * p, average, params)
     metrics = {"loss": total, "gradient_norm": optax.tree.norm(gradients), **parts}
-    return TrainState(state.step + 1, params, opt_state, average), metrics  # pyright: ignore
+    return TrainState(state.step + 1, params, opt_state, average), metrics
 
 
 def _split(tree, pieces: int):

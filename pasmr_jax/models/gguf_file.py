@@ -54,7 +54,7 @@ def gguf_config(path: str) -> TransformerConfig:
   base = float(field("rope.freq_base", 1e6 if gemma3 else 1e4))
   largest = layers == _LARGEST[family]
   softcaps = {
-    "attention_softcap": fields.get(f"{family}.attn_logit_softcapping", None if gemma3 else 50.0),
+    "attention_softcap": None if gemma3 else field("attn_logit_softcapping", 50.0),
     "final_softcap": fields.get(f"{family}.final_logit_softcapping", None if gemma3 else 30.0),
   }
   return TransformerConfig(

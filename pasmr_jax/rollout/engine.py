@@ -1,8 +1,8 @@
 """Prompts to sampled responses with the log-probabilities they were drawn with.
 
 `Engine.generate` narrates the path: left-pad the prompts to a bucket, prefill each prompt once,
-repeat its cache for its samples, and decode all rows together in one jitted `while_loop` until every
-row has drawn a stop id or the token limit is reached.
+repeat its cache for its samples, and decode all rows together in one jitted `while_loop` until
+every row has drawn a stop id or the token limit is reached.
 
 N prompts, M samples a prompt, R = N * M rows, P prompt slots, T new tokens, V vocabulary.
 """
@@ -24,16 +24,17 @@ from pasmr_jax.models.config import TransformerConfig
 from pasmr_jax.parallel import mesh as meshes
 from pasmr_jax.rollout import sampling as drawing
 
+AnyArray = jax.Array | np.ndarray
 
-@flax.struct.dataclass
-class Rollouts:
+
+class Rollouts(flax.struct.PyTreeNode):
   """Sampled responses. Row n * M + m is sample m of prompt n."""
 
-  tokens: Int[Array, "R T"]  # 0 after a row's end
-  logprobs: Float[Array, "R T"]  # of softmax(logits / temperature): the policy
-  drawn_logprobs: Float[Array, "R T"]  # of the truncated distribution drawn from
-  lengths: Int[Array, " R"]  # tokens drawn, the stop id included
-  truncated: Bool[Array, " R"]  # no stop id within the limit
+  tokens: Int[AnyArray, "R T"]  # 0 after a row's end
+  logprobs: Float[AnyArray, "R T"]  # of softmax(logits / temperature): the policy
+  drawn_logprobs: Float[AnyArray, "R T"]  # of the truncated distribution drawn from
+  lengths: Int[AnyArray, " R"]  # tokens drawn, the stop id included
+  truncated: Bool[AnyArray, " R"]  # no stop id within the limit
 
 
 def stable_id(name: str) -> int:
@@ -60,9 +61,7 @@ def left_padded(
   return tokens, starts
 
 
-@functools.partial(
-  jax.jit, static_argnames=("config", "samples", "max_new_tokens", "valid_vocab")
-)
+@functools.partial(jax.jit, static_argnames=("config", "samples", "max_new_tokens", "valid_vocab"))
 def generate(
   params,
   prompts: Int[Array, "N P"],
@@ -101,7 +100,9 @@ def generate(
   hidden, cache = model.apply({"params": params}, prompts, positions, segment_ids, cache)
   repeat = functools.partial(jnp.repeat, repeats=samples)
   cache = cache.replace(
-    keys=repeat(cache.keys, axis=1), values=repeat(cache.values, axis=1), start=repeat(starts, axis=0)
+    keys=repeat(cache.keys, axis=1),
+    values=repeat(cache.values, axis=1),
+    start=repeat(starts, axis=0),
   )
   rows = count * samples
 
@@ -157,7 +158,7 @@ def _no_rollouts(max_new_tokens: int) -> Rollouts:
     drawn_logprobs=floats,
     lengths=np.zeros(0, np.int32),
     truncated=np.zeros(0, bool),
-  )  # pyright: ignore[reportArgumentType]
+  )
 
 
 def _write_column(array, column, *, step, alive):
@@ -237,7 +238,9 @@ class Engine:
         valid_vocab=self.valid_vocab,
       )
       rows = len(piece) * samples
-      pieces.append(jax.tree.map(lambda array, rows=rows: meshes.local_rows(array)[:rows], rollouts))
+      pieces.append(
+        jax.tree.map(lambda array, rows=rows: meshes.local_rows(array)[:rows], rollouts)
+      )
     return jax.tree.map(lambda *arrays: np.concatenate(arrays), *pieces)
 
   def _prompts_a_chunk(self, prompts: int, samples: int) -> int:

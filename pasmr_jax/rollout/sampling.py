@@ -1,8 +1,9 @@
 """Drawing one token a row, without sorting the vocabulary.
 
-`sample` narrates the path: scale the logits by the temperature, find the smallest probability that
-top-k, top-p and min-p keep (`truncation_threshold`, a bisection over float bit patterns instead of a
-sort), and invert the cumulative distribution at one uniform number a row (`inverse_cdf`).
+`sample` narrates the path: scale the logits by the temperature, find the smallest probability
+that top-k, top-p and min-p keep (`truncation_threshold`, a bisection over float bit patterns
+instead of a sort), and invert the cumulative distribution at one uniform number a row
+(`inverse_cdf`).
 
 R rows, V vocabulary, S stop ids.
 """
@@ -13,19 +14,19 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int, Key
 
+AnyArray = jax.Array | np.ndarray | np.generic
 _ONE_AS_BITS = 0x3F800000  # the bit pattern of float32 1.0; probabilities never exceed it
 _BLOCK = 512  # ids a block in `inverse_cdf`
 
 
-@flax.struct.dataclass
-class Sampling:
+class Sampling(flax.struct.PyTreeNode):
   """How to draw. Every field is an array, so that changing one never recompiles."""
 
-  temperature: Float[Array, ""]  # 0 is greedy
-  top_k: Int[Array, ""]  # keep the k likeliest; 0 keeps all
-  top_p: Float[Array, ""]  # keep the smallest likeliest set with this mass; 1 keeps all
-  min_p: Float[Array, ""]  # keep ids at least this share as likely as the likeliest; 0 keeps all
-  stop_ids: Int[Array, " S"]  # any of these ends a row; -1 fills unused places
+  temperature: Float[AnyArray, ""]  # 0 is greedy
+  top_k: Int[AnyArray, ""]  # keep the k likeliest; 0 keeps all
+  top_p: Float[AnyArray, ""]  # keep the smallest likeliest set with this mass; 1 keeps all
+  min_p: Float[AnyArray, ""]  # keep ids at least this share as likely as the likeliest; 0 keeps all
+  stop_ids: Int[AnyArray, " S"]  # any of these ends a row; -1 fills unused places
 
 
 def make_sampling(
@@ -58,7 +59,7 @@ def make_sampling(
     top_p=np.float32(top_p),
     min_p=np.float32(min_p),
     stop_ids=np.asarray(padded, np.int32),
-  )  # pyright: ignore[reportArgumentType]
+  )
 
 
 def is_stop(tokens: Int[Array, " R"], sampling: Sampling) -> Bool[Array, " R"]:
@@ -111,7 +112,9 @@ def truncation_threshold(
   Ids as likely as the last one kept are kept too. For positive floats the order of the bit patterns
   is the order of the numbers, so 30 halvings of the integer range find the exact threshold.
   """
-  by_count = _largest_threshold(lambda t: (probabilities >= t).sum(-1) >= sampling.top_k, probabilities)
+  by_count = _largest_threshold(
+    lambda t: (probabilities >= t).sum(-1) >= sampling.top_k, probabilities
+  )
   top_k = jnp.where(sampling.top_k > 0, by_count, 0.0)
   left = jnp.where(probabilities >= top_k[:, None], probabilities, 0.0)
   mass = sampling.top_p * left.sum(-1)
@@ -137,9 +140,7 @@ def _largest_threshold(holds, probabilities: Float[Array, "R V"]) -> Float[Array
   return jax.lax.bitcast_convert_type(low, jnp.float32)
 
 
-def inverse_cdf(
-  weights: Float[Array, "R V"], uniform: Float[Array, " R"]
-) -> Int[Array, " R"]:
+def inverse_cdf(weights: Float[Array, "R V"], uniform: Float[Array, " R"]) -> Int[Array, " R"]:
   """The id at which the running sum of `weights` first exceeds `uniform` of the total.
 
   Two levels (blocks, then ids of one block) read the vocabulary once and keep the float32 sums
@@ -147,11 +148,15 @@ def inverse_cdf(
   """
   rows, vocabulary = weights.shape
   blocks = -(-vocabulary // _BLOCK)
-  blocked = jnp.pad(weights, ((0, 0), (0, blocks * _BLOCK - vocabulary))).reshape(rows, blocks, _BLOCK)
+  blocked = jnp.pad(weights, ((0, 0), (0, blocks * _BLOCK - vocabulary))).reshape(
+    rows, blocks, _BLOCK
+  )
   block_ends = jnp.cumsum(blocked.sum(-1), axis=-1)
   target = uniform * block_ends[:, -1]
   block = _first_exceeding(block_ends, target)
-  before = jnp.where(block > 0, jnp.take_along_axis(block_ends, block[:, None] - 1, axis=1)[:, 0], 0.0)
+  before = jnp.where(
+    block > 0, jnp.take_along_axis(block_ends, block[:, None] - 1, axis=1)[:, 0], 0.0
+  )
   inside = jnp.take_along_axis(blocked, block[:, None, None], axis=1)[:, 0]
   offset = _first_exceeding(jnp.cumsum(inside, axis=-1), target - before)
   return block * _BLOCK + offset

@@ -19,8 +19,8 @@ from typing import Any
 
 import jax
 import numpy as np
-from ml_collections import ConfigDict
 
+from pasmr_jax import Config
 from pasmr_jax.data.questions import Question
 from pasmr_jax.feedback import language_id, rewards, votes
 from pasmr_jax.learning import advantages, losses
@@ -72,7 +72,7 @@ class Experience:
 class SelfFeedbackStage:
   """Stage 2: what train.py's loop needs of it."""
 
-  config: ConfigDict  # the whole configuration
+  config: Config  # the whole configuration
   learner: Learner
   engine: Engine
   tokenizer: Tokenizer
@@ -186,7 +186,7 @@ class SelfFeedbackStage:
       metrics.append(learned)
     # TrainState counts stage steps, a rollout each, whatever the number of inner updates.
     step = state.step - (len(batches) - 1)
-    return state.replace(step=step), metrics[-1]  # pyright: ignore[reportAttributeAccessIssue]
+    return state.replace(step=step), metrics[-1]
 
   def data_state(self) -> dict[str, Any]:
     """Where the data stands, for a checkpoint."""
@@ -335,7 +335,7 @@ class SelfFeedbackStage:
     return described
 
   def _gold(self, question: Question) -> votes.Value | None:
-    """The gold answer if feedback.source is gold; otherwise the reader has dropped it."""
+    """The gold answer, in English style, if feedback.source is gold; else the reader dropped it."""
     if self.config.feedback.source != "gold":
       if question.answer is not None or question.solution is not None:
         raise ValueError(
@@ -343,7 +343,7 @@ class SelfFeedbackStage:
           f" {self.config.feedback.source!r}; the reader must drop it"
         )
       return None
-    found = read_answer(question.answer or "", question.language)
+    found = read_answer(question.answer or "", "en")
     return None if found is None else found.value
 
   def _advantages(self, judged: Sequence[rewards.Rewards]) -> tuple[np.ndarray, np.ndarray]:
@@ -351,7 +351,10 @@ class SelfFeedbackStage:
     srl = self.config.srl
     valid = np.stack([one.valid for one in judged])
     reasoning = advantages.estimate(
-      np.stack([one.reward for one in judged]), valid, srl.advantage, moments=processes.global_moments
+      np.stack([one.reward for one in judged]),
+      valid,
+      srl.advantage,
+      moments=processes.global_moments,
     )
     understanding = advantages.estimate(
       np.stack([one.understanding for one in judged]),
@@ -406,10 +409,10 @@ class SelfFeedbackStage:
     temperature = np.float32(srl.temperature)
     if srl.inner_batches * srl.inner_epochs > 1:
       old = self.learner.score(state.params, batch.sequences, temperature)
-      batch = batch.replace(old_logprobs=old)  # pyright: ignore[reportAttributeAccessIssue]
+      batch = batch.replace(old_logprobs=old)
     if srl.kl_coef > 0:
       reference = self.learner.score(self.reference, batch.sequences, temperature)
-      batch = batch.replace(reference_logprobs=reference)  # pyright: ignore[reportAttributeAccessIssue]
+      batch = batch.replace(reference_logprobs=reference)
     return batch
 
   def _summary(self, experience: Experience) -> dict[str, float]:
@@ -474,12 +477,12 @@ def policy_row(
       positions=np.minimum(np.arange(length), end - 1).astype(np.int32),
       segment_ids=(np.arange(length) < end).astype(np.int32),
       weights=weights,
-    ),  # pyright: ignore[reportArgumentType]
+    ),
     advantages=spread[0],
     sampler_logprobs=spread[1],
     old_logprobs=None,
     reference_logprobs=None,
-  )  # pyright: ignore[reportArgumentType]
+  )
 
 
 def _rollout_record(

@@ -10,8 +10,8 @@ from typing import Any
 
 import jax
 import numpy as np
-from ml_collections import ConfigDict
 
+from pasmr_jax import Config
 from pasmr_jax.data.batches import Example, SupervisedBatch, padding_share
 from pasmr_jax.data.questions import Question
 from pasmr_jax.learning.losses import Sequences
@@ -24,7 +24,7 @@ KINDS = ("pivot", "translation", "target", "triplets")
 
 
 def examples(
-  kind: str, questions: Sequence[Question], tokenizer: Tokenizer, prompt: ConfigDict
+  kind: str, questions: Sequence[Question], tokenizer: Tokenizer, prompt: Config
 ) -> list[Example]:
   """What a pool teaches.
 
@@ -60,7 +60,7 @@ def examples(
 
 def to_sequences(batch: SupervisedBatch, mesh: jax.sharding.Mesh) -> Sequences:
   """A packed batch of this process as the global batch on the devices."""
-  rows = Sequences(batch.tokens, batch.positions, batch.segment_ids, batch.loss_mask)  # pyright: ignore
+  rows = Sequences(batch.tokens, batch.positions, batch.segment_ids, batch.loss_mask)
   return shard_batch(rows, mesh)
 
 

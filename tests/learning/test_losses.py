@@ -134,9 +134,7 @@ def _policy(logprobs, advantages, old=None, sampler=None, reference=None, **sett
     None if reference is None else array(reference),
   )
   defaults = {"clip_low": 0.2, "clip_high": 0.3, "kl_coef": 0.0, "importance_cap": 2.0}
-  settings = losses.PolicySettings(
-    **{**defaults, **settings}, temperature=1.0, kl_estimator="k3"
-  )
+  settings = losses.PolicySettings(**{**defaults, **settings}, temperature=1.0, kl_estimator="k3")
   return losses.policy_loss(array(logprobs), batch, settings)
 
 

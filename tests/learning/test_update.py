@@ -1,4 +1,4 @@
-"""Updates: microbatches equal the whole, eight devices equal one, the old policy is the sampler's."""
+"""Updates: microbatches equal the whole, eight devices equal one, masked tokens leave no trace."""
 
 import dataclasses
 
@@ -7,8 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from configs import base as base_config
 
+from configs import base as base_config
 from pasmr_jax.learning import losses
 from pasmr_jax.learning.optim import make_optimizer, make_schedule
 from pasmr_jax.learning.update import Learner
@@ -144,9 +144,7 @@ def test_masked_rows_and_prompts_have_zero_gradient():
   tokens = batch.sequences.tokens.copy()
   tokens[3] = 9
   advantages = np.where(weights > 0, batch.advantages, 77.0).astype(np.float32)
-  other = masked.replace(
-    advantages=advantages, sequences=masked.sequences.replace(tokens=tokens)
-  )
+  other = masked.replace(advantages=advantages, sequences=masked.sequences.replace(tokens=tokens))
   one, _ = learner.update_policy(learner.init(_params()), masked, None, SETTINGS, np.float32(0))
   two, _ = learner.update_policy(learner.init(_params()), other, None, SETTINGS, np.float32(0))
   _close(one.params, two.params, 1e-7)

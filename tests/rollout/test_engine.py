@@ -49,7 +49,9 @@ def engine(mesh):
   return Engine(CONFIG, mesh, VALID_VOCAB, prompt_bucket=8, max_rows=0)
 
 
-def _generate(engine, params, prompts=PROMPTS, names=NAMES, seed=0, temperature=1.0, samples=3, **kw):
+def _generate(
+  engine, params, prompts=PROMPTS, names=NAMES, seed=0, temperature=1.0, samples=3, **kw
+):
   sampling = make_sampling(temperature, STOPS, **kw)
   with jax.set_mesh(engine.mesh):
     return engine.generate(

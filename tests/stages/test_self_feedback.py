@@ -7,8 +7,8 @@ import jax
 import numpy as np
 import optax
 import pytest
-from configs import base as base_config
 
+from configs import base as base_config
 from pasmr_jax.data import synthetic
 from pasmr_jax.data.questions import Question
 from pasmr_jax.learning.update import Learner
@@ -21,6 +21,30 @@ from pasmr_jax.stages.self_feedback import SelfFeedbackStage
 from pasmr_jax.text import prompts
 from pasmr_jax.text.tokenizer import load_tokenizer
 
+LOGGED = (
+  "reward",
+  "reward/agreement",
+  "reward/understanding",
+  "reward/format",
+  "reward/language",
+  "reward/length",
+  "vote_confidence",
+  "label_rate",
+  "zero_variance_share",
+  "well_formed_rate",
+  "truncation_rate",
+  "language/reasoning",
+  "language/translation",
+  "translation_number_recall",
+  "translation_length",
+  "response_length",
+  "answer_entropy",
+  "time/rollout",
+  "time/pivot",
+  "time/score",
+  "time/host",
+  "throughput/rollout_tokens_per_second",
+)
 MODEL = TransformerConfig(
   vocab_size=768,
   embed_dim=16,
@@ -31,8 +55,12 @@ MODEL = TransformerConfig(
   mlp_dim=16,
   query_scale=8**-0.5,
 )
-GERMAN = Question("q1", "de", "Hans hat 12 Äpfel, kauft dann noch 3. Wie viele Äpfel hat Hans jetzt?")
-SPANISH = Question("q2", "es", "Pablo tiene 9 piñas, luego pierde 2. ¿Cuántas piñas tiene Pablo ahora?")
+GERMAN = Question(
+  "q1", "de", "Hans hat 12 Äpfel, kauft dann noch 3. Wie viele Äpfel hat Hans jetzt?"
+)
+SPANISH = Question(
+  "q2", "es", "Pablo tiene 9 piñas, luego pierde 2. ¿Cuántas piñas tiene Pablo ahora?"
+)
 GOOD = "Tom has 12 apples, then buys 3 more. How many apples does Tom have now?"
 BAD = "Tom has 12 apples, then loses 3. How many apples does Tom have now?"
 OTHER = "Peter has 9 pineapples, then loses 2. How many pineapples does Peter have now?"
@@ -170,13 +198,7 @@ def test_votes_and_rewards(step):
 
 def test_every_metric_of_the_method_is_logged(step):
   *_, seen = step
-  for name in (
-    "reward reward/agreement reward/understanding reward/format reward/language reward/length"
-    " vote_confidence label_rate zero_variance_share well_formed_rate truncation_rate"
-    " language/reasoning language/translation translation_number_recall translation_length"
-    " response_length answer_entropy time/rollout time/pivot time/score time/host"
-    " throughput/rollout_tokens_per_second"
-  ).split():
+  for name in LOGGED:
     assert np.isfinite(seen[name]), name
 
 
@@ -274,7 +296,7 @@ def test_controls_do_not_ask_the_teacher(tokenizer, params):
 def test_an_answer_that_reaches_the_stage_is_an_error(tokenizer, params):
   leaked = dataclasses.replace(GERMAN, answer="15")
   stage, state, _ = _stage(tokenizer, params, questions=(leaked, SPANISH))
-  with pytest.raises(ValueError, match="carries an answer though feedback.source is 'pivot'"):
+  with pytest.raises(ValueError, match="carries an answer though feedback"):
     stage.batch(state, 0)
   known = (leaked, dataclasses.replace(SPANISH, answer="8"))
   stage, state, _ = _stage(tokenizer, params, questions=known, feedback__source="gold")
