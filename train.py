@@ -49,7 +49,7 @@ def train_stage(run: Run, name: str, metrics: Metrics, evaluator: Evaluator) -> 
     metrics.show(done, values)
     if done % config.log.every == 0:
       metrics.write(name, done, values)
-    if name == "srl" and config.log.rollouts_every and step % config.log.rollouts_every == 0:
+    if config.log.rollouts_every and step % config.log.rollouts_every == 0:
       metrics.write_rollouts(name, done, stage.rollouts[: config.log.rollouts])
 
     measured = None

@@ -216,7 +216,7 @@ class Evaluator:
 
   def development(self, state: TrainState, stage: Stage) -> dict[str, float]:
     """`development/...` metrics of a state in training."""
-    params = self.run.for_decoding(state.params)
+    params = self.engine.lay_out(state.params)
     questions, pivot = self._questions["development"], self.run.config.pivot
     found = {}
     for way, temperature in self._ways():
@@ -244,7 +244,7 @@ class Evaluator:
     summaries to `results/NAME.json`.
     """
     results = self.run.workdir / "results"
-    params = self.run.for_decoding(params)
+    params = self.engine.lay_out(params)
     summaries = {}
     for way, temperature in self._ways():
       items = self._answer(params, self._questions["test"], temperature)

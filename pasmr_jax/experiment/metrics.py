@@ -9,7 +9,7 @@ import json
 import math
 import pathlib
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -121,7 +121,7 @@ class Metrics:
     """Writes an evaluation as a line of its own, besides the step's."""
     self.write(stage, step, values)
 
-  def write_rollouts(self, stage: str, step: int, rollouts: list[dict[str, Any]]) -> None:
+  def write_rollouts(self, stage: str, step: int, rollouts: Sequence[dict[str, Any]]) -> None:
     """Writes samples of model text, one line a question."""
     for rollout in rollouts:
       self._append("rollouts.jsonl", {"stage": stage, "step": step, **rollout})

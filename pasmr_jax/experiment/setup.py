@@ -55,20 +55,17 @@ class Run:
   tokenizer: Tokenizer
   model: TransformerConfig
   shardings: Any  # of parameters in training
-  decode_shardings: Any  # of parameters while sampling
   pools: dict[str, list[Question]]  # every pool that a stage or an evaluation uses
 
   def engine(self, max_rows: int) -> Engine:
     return Engine(
       config=self.model,
       mesh=self.mesh,
+      shardings=param_shardings(self.model, self.mesh, rules.DECODING),
       valid_vocab=self.tokenizer.vocab_size,
       prompt_bucket=self.config.rollout.prompt_bucket,
       max_rows=max_rows,
     )
-
-  def for_decoding(self, params: Any) -> Any:
-    return jax.device_put(params, self.decode_shardings)
 
   # Parameters a stage begins with.
 
@@ -183,7 +180,6 @@ class Run:
       engine=self.engine(config.rollout.max_rows),
       tokenizer=self.tokenizer,
       mesh=self.mesh,
-      decode_shardings=self.decode_shardings,
       reference=self.start_params("srl") if needs_reference else None,
       questions=question_iterator(
         questions, srl.questions, self._seed("srl questions"), process_index(), process_count()
@@ -264,7 +260,6 @@ def make_run(config: Config, workdir: pathlib.Path, pools: Sequence[str] | None 
     tokenizer=tokenizer,
     model=model,
     shardings=param_shardings(model, mesh, rules.TRAINING),
-    decode_shardings=param_shardings(model, mesh, rules.DECODING),
     pools={name: read_pool(name, config) for name in pools or pools_used(config)},
   )
 

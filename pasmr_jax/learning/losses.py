@@ -119,7 +119,7 @@ def supervised_loss(
 
 
 def kl_divergence(
-  logprobs: Float[Array, "B T"], reference: Float[Array, "B T"], estimator: str
+  logprobs: Float[Array, "B T"], reference: Float[AnyArray, "B T"], estimator: str
 ) -> Float[Array, "B T"]:
   """A token's estimate of KL(policy || reference) from a sample of the policy.
 
@@ -129,7 +129,7 @@ def kl_divergence(
   Raises:
     ValueError: on an unknown estimator.
   """
-  log_ratio = reference - logprobs
+  log_ratio = jnp.subtract(reference, logprobs)
   if estimator == "k1":
     return -log_ratio
   if estimator == "k2":

@@ -8,6 +8,7 @@ their gradients, clip, and apply the optimizer once.
 import dataclasses
 import functools
 from collections.abc import Callable
+from typing import Any
 
 import flax.struct
 import jax
@@ -23,9 +24,9 @@ class TrainState(flax.struct.PyTreeNode):
   """All that an update changes."""
 
   step: Int[Array, ""]  # updates of this stage done
-  params: dict
+  params: Any
   opt_state: optax.OptState
-  average: dict | None  # moving average of params, held only when it is the teacher
+  average: Any | None  # moving average of params, held only when it is the teacher
 
 
 Metrics = dict[str, Float[Array, ""]]
@@ -112,7 +113,9 @@ class Learner:
     scored = jax.lax.map(lambda piece: self.logprobs(params, piece, temperature), pieces)
     return _join(scored)
 
-  def logprobs(self, params, sequences: losses.Sequences, temperature=1.0) -> Float[Array, "B T"]:
+  def logprobs(
+    self, params, sequences: losses.Sequences, temperature: Float[Array, ""] | float = 1.0
+  ) -> Float[Array, "B T"]:
     return losses.token_logprobs(
       params,
       sequences,

@@ -11,6 +11,7 @@ import dataclasses
 import functools
 import zlib
 from collections.abc import Sequence
+from typing import Any, cast
 
 import flax.struct
 import jax
@@ -19,7 +20,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int, Key
 
 from pasmr_jax.models import transformer
-from pasmr_jax.models.attention import init_cache
+from pasmr_jax.models.attention import Cache, init_cache
 from pasmr_jax.models.config import TransformerConfig
 from pasmr_jax.parallel import mesh as meshes
 from pasmr_jax.rollout import sampling as drawing
@@ -97,7 +98,8 @@ def generate(
 
   cache = init_cache(config, count, prompt_length + max_new_tokens, config.dtype)
   cache = cache.replace(start=starts)
-  hidden, cache = model.apply({"params": params}, prompts, positions, segment_ids, cache)
+  prefilled = model.apply({"params": params}, prompts, positions, segment_ids, cache)
+  hidden, cache = cast(tuple[Array, Cache], prefilled)
   repeat = functools.partial(jnp.repeat, repeats=samples)
   cache = cache.replace(
     keys=repeat(cache.keys, axis=1),
@@ -161,20 +163,33 @@ def _no_rollouts(max_new_tokens: int) -> Rollouts:
   )
 
 
+@functools.partial(jax.jit, static_argnames="dtype")
+def _cast(params: Any, dtype: jnp.dtype) -> Any:
+  return jax.tree.map(lambda leaf: leaf.astype(dtype), params)
+
+
 def _write_column(array, column, *, step, alive):
   column = jnp.where(alive, column, 0).astype(array.dtype)
   return jax.lax.dynamic_update_slice_in_dim(array, column[:, None], step, axis=1)
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)
 class Engine:
   """Generates for lists of prompts in chunks of one fixed shape, so that little is compiled."""
 
   config: TransformerConfig
   mesh: jax.sharding.Mesh
+  shardings: Any  # of parameters while decoding
   valid_vocab: int
   prompt_bucket: int  # prompts are padded to a multiple of this many tokens
   max_rows: int  # rows decoded together; 0 decodes all at once
+
+  def lay_out(self, params: Any) -> Any:
+    """Parameters as decoding reads them: its sharding, in the compute dtype. Once a step."""
+    dtype = jnp.dtype(self.config.dtype)
+    if any(leaf.dtype != dtype for leaf in jax.tree.leaves(params)):
+      params = _cast(params, dtype)
+    return jax.device_put(params, self.shardings)
 
   def generate(
     self,
@@ -194,7 +209,7 @@ class Engine:
     not on its neighbours, its place or the chunk it falls in.
 
     Args:
-      params: parameters laid out for decoding.
+      params: parameters from `lay_out`.
       prompts: token ids, none longer than `max_prompt_length`.
       names: one a prompt, what makes its noise its own (a question's id).
       key: one a step and use.

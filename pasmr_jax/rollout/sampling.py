@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int, Key
 
-AnyArray = jax.Array | np.ndarray | np.generic
+AnyArray = jax.Array | np.ndarray
 _ONE_AS_BITS = 0x3F800000  # the bit pattern of float32 1.0; probabilities never exceed it
 _BLOCK = 512  # ids a block in `inverse_cdf`
 
@@ -54,10 +54,10 @@ def make_sampling(
     raise ValueError(f"there are {len(stop_ids)} stop ids; expected 1 to {max_stop_ids}")
   padded = tuple(stop_ids) + (-1,) * (max_stop_ids - len(stop_ids))
   return Sampling(
-    temperature=np.float32(temperature),
-    top_k=np.int32(top_k),
-    top_p=np.float32(top_p),
-    min_p=np.float32(min_p),
+    temperature=np.asarray(temperature, np.float32),
+    top_k=np.asarray(top_k, np.int32),
+    top_p=np.asarray(top_p, np.float32),
+    min_p=np.asarray(min_p, np.float32),
     stop_ids=np.asarray(padded, np.int32),
   )
 

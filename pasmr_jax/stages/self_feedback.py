@@ -77,7 +77,6 @@ class SelfFeedbackStage:
   engine: Engine
   tokenizer: Tokenizer
   mesh: jax.sharding.Mesh
-  decode_shardings: Any  # parameters' layout while decoding
   reference: Any  # frozen stage-1 parameters, or None if neither KL nor teacher uses them
   questions: Any  # grain iterator of lists of Question
   rehearsal: Any | None  # grain iterator of SupervisedBatch
@@ -161,7 +160,7 @@ class SelfFeedbackStage:
     """Samples responses, solves their translations and rewards them; learns nothing."""
     key = jax.random.fold_in(jax.random.key(self.config.seed), step)
     response_key, pivot_key = jax.random.split(key)
-    policy = jax.device_put(state.params, self.decode_shardings)
+    policy = self.engine.lay_out(state.params)
     groups = self._sample(policy, questions, response_key)
     clock.lap("rollout")
     solved: list[list[Solutions]] = [[NO_SOLUTIONS] * len(group) for group in groups]
@@ -174,7 +173,7 @@ class SelfFeedbackStage:
     judged = rewards.score_questions(scored, self.reward_settings, golds, rng)
     return Experience(list(questions), groups, solved, scored, judged)
 
-  def update(self, state: TrainState, batch) -> tuple[TrainState, Metrics]:
+  def update(self, state: TrainState, batch: Any) -> tuple[TrainState, Metrics]:
     """One optimizer step for each inner batch; the metrics are those of the last one."""
     batches, rehearsal = batch
     weight = np.float32(self.config.srl.rehearsal_weight)
@@ -243,9 +242,9 @@ class SelfFeedbackStage:
     if teacher == "policy":
       return policy
     if teacher == "ema":
-      return jax.device_put(state.average, self.decode_shardings)
+      return self.engine.lay_out(state.average)
     if self.decoded_reference is None:
-      self.decoded_reference = jax.device_put(self.reference, self.decode_shardings)
+      self.decoded_reference = self.engine.lay_out(self.reference)
     return self.decoded_reference
 
   def _solve(

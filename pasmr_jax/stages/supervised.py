@@ -73,6 +73,7 @@ class SupervisedStage:
   learner: Learner
   mesh: jax.sharding.Mesh
   batches: Any  # grain iterator of SupervisedBatch; get_state() and set_state() make it resumable
+  rollouts: tuple[dict[str, Any], ...] = ()  # this stage samples nothing
 
   def batch(self, state: TrainState, step: int) -> tuple[Sequences, dict[str, float]]:
     """The next batch on the devices, and what is known of it before learning."""
@@ -82,7 +83,7 @@ class SupervisedStage:
     seen = {"padding_share": padding_share(batch), "trained_tokens": trained}
     return to_sequences(batch, self.mesh), seen
 
-  def update(self, state: TrainState, batch: Sequences) -> tuple[TrainState, Metrics]:
+  def update(self, state: TrainState, batch: Any) -> tuple[TrainState, Metrics]:
     return self.learner.update_supervised(state, batch)
 
   def data_state(self) -> dict[str, Any]:

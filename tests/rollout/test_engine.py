@@ -38,15 +38,19 @@ def mesh():
   return make_mesh(-1, 2)  # 4 x 2
 
 
+def _shardings(mesh):
+  return param_shardings(CONFIG, mesh, rules.DECODING)
+
+
 @pytest.fixture(scope="module")
 def params(mesh):
-  shardings = param_shardings(CONFIG, mesh, rules.DECODING)
-  return jax.jit(lambda key: init_params(CONFIG, key), out_shardings=shardings)(jax.random.key(0))
+  initialize = jax.jit(lambda key: init_params(CONFIG, key), out_shardings=_shardings(mesh))
+  return initialize(jax.random.key(0))
 
 
 @pytest.fixture(scope="module")
 def engine(mesh):
-  return Engine(CONFIG, mesh, VALID_VOCAB, prompt_bucket=8, max_rows=0)
+  return Engine(CONFIG, mesh, _shardings(mesh), VALID_VOCAB, prompt_bucket=8, max_rows=0)
 
 
 def _generate(
@@ -135,7 +139,7 @@ def test_one_device_equals_eight(params, rollouts):
     ("fsdp", "tensor"),
     axis_types=(jax.sharding.AxisType.Auto,) * 2,
   )
-  alone = Engine(CONFIG, one, VALID_VOCAB, prompt_bucket=8, max_rows=0)
+  alone = Engine(CONFIG, one, _shardings(one), VALID_VOCAB, prompt_bucket=8, max_rows=0)
   local = jax.device_put(jax.device_get(params), jax.devices()[0])
   found = _generate(alone, local)
   np.testing.assert_array_equal(found.tokens, rollouts.tokens)

@@ -1,0 +1,76 @@
+"""PASMR on Gemma: English pivot, seven target languages, on a TPU VM.
+
+    python train.py --config=configs/pasmr_gemma.py:1b --workdir=DIR --config.data.root=DATA
+
+The argument is a size: 270m, 1b, 4b, 12b or 27b of Gemma 3, 2b, 9b or gemma2-27b of Gemma 2.
+The weights are gated: accept the licence on the hub and set HF_TOKEN, or name a local folder with
+--config.model.pretrained=FOLDER.
+
+Hardware: 1b is meant for a v5e-8 (8 x 16 GiB). It computes in bfloat16 and keeps parameters in
+float32, because a learning rate of 1e-6 would be lost in the rounding of bfloat16. It has not been
+run on a TPU; what was run is said in docs/results.md.
+
+DATA holds `gsm8k_parallel/{language}.jsonl` (questions with their English originals),
+`gsm8k/train.jsonl` and `mgsm/mgsm_{language}.tsv`: the public GSM8K and MGSM files. The first 4,000
+parallel questions teach the mapping (PAM), the next 3,000 are asked without answers (SRL), the rest
+is for development; MGSM is the test.
+"""
+
+from configs import base
+
+SIZES = {
+  "270m": "google/gemma-3-270m",
+  "1b": "google/gemma-3-1b-pt",
+  "4b": "google/gemma-3-4b-pt",
+  "12b": "google/gemma-3-12b-pt",
+  "27b": "google/gemma-3-27b-pt",
+  "2b": "google/gemma-2-2b",
+  "9b": "google/gemma-2-9b",
+  "gemma2-27b": "google/gemma-2-27b",
+}
+
+
+def get_config(size: str = "1b"):
+  if size not in SIZES:
+    raise ValueError(f"configs/pasmr_gemma.py:{size}: expected one of {', '.join(SIZES)}")
+  config = base.get_config()
+  config.languages = ("de", "es", "fr", "ja", "ru", "sw", "zh")
+
+  config.model.pretrained = SIZES[size]
+  config.model.dtype = "bfloat16"
+  config.model.remat = "full"
+  config.tokenizer.open = "<unused0>"
+  config.tokenizer.close = "<unused1>"
+  config.tokenizer.stop = ("<end_of_turn>",)
+
+  config.data.pivot = ("gsm8k:{root}/gsm8k/train.jsonl[:4000]",)
+  config.data.triplets = ("parallel_equations:{root}/gsm8k_parallel/{language}.jsonl[:4000]",)
+  config.data.srl = ("parallel:{root}/gsm8k_parallel/{language}.jsonl[4000:7000]",)
+  config.data.development = ("gsm8k:{root}/gsm8k/train.jsonl[7000:7200]",)
+  config.data.development += ("parallel:{root}/gsm8k_parallel/{language}.jsonl[7000:7200]",)
+  config.data.test = ("mgsm:{root}/mgsm/mgsm_{language}.tsv",)
+
+  config.pam.steps = 600
+  config.pam.batch_size = 32
+  config.pam.max_length = 1024
+  config.pam.microbatches = 4
+  config.pam.optimizer.learning_rate = 1e-5
+  config.pam.optimizer.warmup_steps = 30
+
+  config.srl.steps = 300
+  config.srl.questions = 32
+  config.srl.group_size = 8
+  config.srl.max_prompt_length = 512
+  config.srl.max_new_tokens = 512
+  config.srl.max_pivot_tokens = 384
+  config.srl.microbatches = 8
+  config.srl.length_bucket = 128
+  config.srl.optimizer.learning_rate = 1e-6
+  config.srl.optimizer.warmup_steps = 20
+  config.srl.rehearsal_weight = 0.1
+  config.srl.rehearsal_rows = 64
+  config.rollout.prompt_bucket = 128
+  config.evaluation.max_prompt_length = 512
+  config.evaluation.max_new_tokens = 512
+  config.evaluation.development_questions = 20
+  return config
