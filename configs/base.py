@@ -78,8 +78,8 @@ def prompt() -> ConfigDict:
 def data() -> ConfigDict:
   """Each pool is a tuple of sources 'FORMAT:LOCATION[START:STOP]' (see data/pools.py).
 
-  `{language}` in a location stands for every target language (for every language in `development`
-  and `test`), `{root}` for `data.root`.
+  `{language}` in a location stands for each language of the pool, `{target}` for each target
+  language, `{root}` for `data.root`.
   """
   config = ConfigDict()
   config.root = ""  # folder that {root} stands for

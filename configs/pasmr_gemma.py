@@ -47,7 +47,7 @@ def get_config(size: str = "1b"):
   config.data.triplets = ("parallel_equations:{root}/gsm8k_parallel/{language}.jsonl[:4000]",)
   config.data.srl = ("parallel:{root}/gsm8k_parallel/{language}.jsonl[4000:7000]",)
   config.data.development = ("gsm8k:{root}/gsm8k/train.jsonl[7000:7200]",)
-  config.data.development += ("parallel:{root}/gsm8k_parallel/{language}.jsonl[7000:7200]",)
+  config.data.development += ("parallel:{root}/gsm8k_parallel/{target}.jsonl[7000:7200]",)
   config.data.test = ("mgsm:{root}/mgsm/mgsm_{language}.tsv",)
 
   config.pam.steps = 600

@@ -32,8 +32,9 @@ SMALL = {
   "data.srl": "('synthetic:40',)",
   "data.development": "('synthetic:4',)",
   "data.test": "('synthetic:4',)",
-  "base.steps": 12,
-  "pam.steps": 12,
+  # Enough for the format, so that there are translations to solve and votes to learn from.
+  "base.steps": 20,
+  "pam.steps": 160,
   "srl.steps": 8,
   "base.batch_size": 8,
   "pam.batch_size": 8,
@@ -44,17 +45,19 @@ SMALL = {
   "srl.group_size": 4,
   "srl.update_rows": 16,
   "srl.rehearsal_rows": 8,
-  "srl.max_new_tokens": 16,
-  "srl.max_pivot_tokens": 8,
+  "srl.max_new_tokens": 72,
+  "srl.max_pivot_tokens": 40,
   "srl.credit": "all",
   "reward.gate": False,
   "reward.format_weight": 1.0,
   "reward.language_weight": 0.5,
   "reward.length_weight": 0.2,
   "feedback.pivot_samples": 2,
-  "evaluation.every": 4,
+  "pam.optimizer.learning_rate": 1e-2,
+  "pam.mixture.pivot": 0.3,
+  "evaluation.every": 40,
   "evaluation.development_questions": 4,
-  "evaluation.max_new_tokens": 16,
+  "evaluation.sampled": False,
   "checkpoint.every": 3,
   "log.rollouts_every": 2,
   "log.progress": False,
@@ -68,7 +71,8 @@ def environment(tmp_path_factory):
   cache = tmp_path_factory.mktemp("compiled")
   return os.environ | {
     "JAX_PLATFORMS": "cpu",
-    "XLA_FLAGS": "--xla_force_host_platform_device_count=2",
+    "XLA_FLAGS": "--xla_force_host_platform_device_count=2 --xla_backend_optimization_level=0"
+    " --xla_llvm_disable_expensive_passes=true",
     "JAX_COMPILATION_CACHE_DIR": str(cache),
     "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
   }
@@ -127,25 +131,24 @@ def test_a_run_leaves_metrics_rollouts_results_and_a_table(uninterrupted):
   workdir, finished = uninterrupted
   lines = _lines(workdir / "metrics.jsonl")
   steps = [(line["stage"], line["step"]) for line in lines if "loss" in line]
-  assert steps == [
-    (s, n) for s, last in (("base", 12), ("pam", 12), ("srl", 8)) for n in range(1, last + 1)
-  ]
+  ends = {"base": 20, "pam": 160, "srl": 8}
+  assert steps == [(stage, n) for stage, last in ends.items() for n in range(1, last + 1)]
   evaluated = [(line["stage"], line["step"]) for line in lines if "loss" not in line]
-  assert evaluated == [(s, n) for s in ("base", "pam") for n in (4, 8, 12)] + [
-    ("srl", 4),
-    ("srl", 8),
-  ]
+  assert evaluated == [("base", 20), *(("pam", n) for n in (40, 80, 120, 160)), ("srl", 8)]
   base = [line["loss"] for line in lines if line["stage"] == "base" and "loss" in line]
   assert base[-1] < base[0] - 0.5  # it learns
-  srl = next(line for line in lines if line["stage"] == "srl" and "loss" in line)
-  assert srl["ratio_max"] == 1
-  assert srl["mismatch_max"] == pytest.approx(1, abs=1e-3)
+  srl = [line for line in lines if line["stage"] == "srl" and "loss" in line]
+  assert {line["ratio_max"] for line in srl} == {1}
+  assert all(line["mismatch_max"] == pytest.approx(1, abs=1e-3) for line in srl)
+  # There is something to learn from: translations that are solved, and votes with a winner.
+  assert max(line["well_formed_rate"] for line in srl) > 0.3
+  assert sum(line["label_rate"] for line in srl) > 0.3
   rollouts = _lines(workdir / "rollouts.jsonl")
   assert {line["step"] for line in rollouts} == {1, 3, 5, 7}
   assert len(rollouts[0]["responses"]) == 4
   for stage in ("base", "pam", "srl"):
     result = json.loads((workdir / "results" / f"{stage}.json").read_text())
-    assert set(result) == {"greedy", "sampled"}
+    assert set(result) == {"greedy"}
     assert len(_lines(workdir / "results" / f"{stage}_greedy.jsonl")) == 12
   assert "test accuracy, greedy" in finished.stdout
   for said in ("model", "devices", "2 fsdp x 1 tensor", "8 questions x 4 = 32 responses"):
@@ -156,7 +159,7 @@ def test_a_run_leaves_metrics_rollouts_results_and_a_table(uninterrupted):
 def test_killed_at_any_step_of_any_stage_it_goes_on_exactly(environment, uninterrupted, tmp_path):
   """kill -9 in the middle of each stage; the files end up as if nothing had happened."""
   whole, _ = uninterrupted
-  for stage, step in (("base", 5), ("pam", 8), ("srl", 5)):
+  for stage, step in (("base", 5), ("pam", 70), ("srl", 5)):
     process = subprocess.Popen(
       _command(tmp_path), env=environment, cwd=ROOT, stderr=subprocess.DEVNULL
     )
@@ -181,9 +184,8 @@ def test_killed_at_any_step_of_any_stage_it_goes_on_exactly(environment, uninter
   assert _lines(tmp_path / "rollouts.jsonl") == _lines(whole / "rollouts.jsonl")
   for stage in ("base", "pam", "srl"):
     _assert_same_checkpoint(tmp_path, whole, stage)
-    for way in ("greedy", "sampled"):
-      name = f"results/{stage}_{way}.jsonl"
-      assert (tmp_path / name).read_bytes() == (whole / name).read_bytes()
+    name = f"results/{stage}_greedy.jsonl"
+    assert (tmp_path / name).read_bytes() == (whole / name).read_bytes()
 
 
 def _questions(path: pathlib.Path, garbage: bool) -> None:
@@ -234,24 +236,20 @@ def test_eval_evaluates_any_checkpoint(environment, uninterrupted):
   extra = ["--stage=pam", "--step=last"]
   finished = _run(_command(whole, "eval.py", extra), environment)
   assert finished.returncode == 0, finished.stderr[-3000:]
-  again = (whole / "results" / "eval_pam_12_greedy.jsonl").read_bytes()
+  again = (whole / "results" / "eval_pam_160_greedy.jsonl").read_bytes()
   assert again == (whole / "results" / "pam_greedy.jsonl").read_bytes()
   missing = _run(_command(whole, "eval.py", ["--step=7777"]), environment)
   assert missing.returncode != 0
   assert "expected a checkpoint '7777'" in missing.stderr
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
   ("changes", "said"),
   [
     ({"srl__grup_size": 8}, "grup_size"),
     ({"srl__group_size": "'many'"}, "many"),
-    ({"languages": "('de','xx')"}, "unknown language 'xx'"),
-    ({"pam__batch_size": 9}, "pam.batch_size is 9; expected a multiple"),
     ({"data__triplets": "('parallel:/nowhere/de.jsonl',)"}, "/nowhere/de.jsonl: no such file"),
-    ({"srl__max_prompt_length": 3}, "no question has a prompt of at most 3 tokens"),
-    ({"tokenizer__path": "/nowhere/tokenizer.model"}, "/nowhere/tokenizer.model"),
-    ({"srl__advantage": "'ppo'"}, "srl.advantage is 'ppo'; expected one of grpo"),
   ],
 )
 def test_bad_input_is_named_before_compilation(environment, tmp_path, changes, said):

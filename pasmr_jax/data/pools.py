@@ -8,9 +8,9 @@ A pool, such as `config.data.triplets`, is a tuple of sources `FORMAT:LOCATION[S
     huggingface:openai/gsm8k,main,test          id, subset, split; columns by data.columns
 
 FORMAT is `synthetic` or one of `questions.FORMATS`. `{language}` stands for every language of the
-pool: the pivot for `pivot`, all languages for `development` and `test`, the targets otherwise.
-`{root}` stands for `config.data.root`. A source without `{language}` is read once, and of its
-questions those in the pool's languages are kept.
+pool: the pivot for `pivot`, all languages for `development` and `test`, the targets otherwise;
+`{target}` for the targets only, and `{root}` for `config.data.root`. A source with neither language
+is read once, and of its questions those in the pool's languages are kept.
 
 A pool carries only what its use may know: solutions for supervised pools, answers for development
 and test, and for `srl` nothing, unless feedback.source is gold.
@@ -112,6 +112,9 @@ def _read(
       split=split,
     )
 
+  if "{target}" in location:
+    location, path = (text.replace("{target}", "{language}") for text in (location, path))
+    languages = config.languages
   if "{language}" not in location:
     single = languages[0] if len(languages) == 1 else None
     kept = [q for q in read(path, subset, single) if q.language in languages]

@@ -23,6 +23,7 @@ from pasmr_jax.models import transformer
 from pasmr_jax.models.attention import Cache, init_cache
 from pasmr_jax.models.config import TransformerConfig
 from pasmr_jax.parallel import mesh as meshes
+from pasmr_jax.parallel import processes
 from pasmr_jax.rollout import sampling as drawing
 
 AnyArray = jax.Array | np.ndarray
@@ -229,15 +230,15 @@ class Engine:
         raise ValueError(
           f"the prompt of {name!r} has {len(prompt)} tokens; expected 1 to {max_prompt_length}"
         )
-    if not prompts:
-      return _no_rollouts(max_new_tokens)
     chunk = self._prompts_a_chunk(len(prompts), samples)
-    pieces = []
-    for begin in range(0, len(prompts), chunk):
+    # All processes take part in every chunk, those that have run out of prompts with empty rows.
+    chunks = processes.global_max(-(-len(prompts) // chunk))
+    pieces = [_no_rollouts(max_new_tokens)]
+    for begin in range(0, chunks * chunk, chunk):
       piece, piece_names = prompts[begin : begin + chunk], names[begin : begin + chunk]
-      longest = max(len(prompt) for prompt in piece)
+      longest = processes.global_max(max((len(prompt) for prompt in piece), default=1))
       length = -(-longest // self.prompt_bucket) * self.prompt_bucket
-      missing = self._padded_size(len(piece), chunk) - len(piece)
+      missing = self._padded_size(processes.global_max(len(piece)), chunk) - len(piece)
       tokens, starts = left_padded([*piece, *[()] * missing], length)
       ids = np.asarray([*map(stable_id, piece_names), *[0] * missing], np.int32)
       arrays = meshes.shard_batch((tokens, starts, ids), self.mesh)
@@ -261,7 +262,9 @@ class Engine:
   def _prompts_a_chunk(self, prompts: int, samples: int) -> int:
     """As many prompts as `max_rows` allows, a multiple of the local devices."""
     devices = self.mesh.local_mesh.shape["fsdp"]
-    chunk = prompts if self.max_rows == 0 else max(1, self.max_rows // samples)
+    local_rows = self.max_rows // processes.process_count()
+    chunk = processes.global_max(prompts) if self.max_rows == 0 else local_rows // samples
+    chunk = max(1, chunk)
     return -(-chunk // devices) * devices
 
   def _padded_size(self, prompts: int, chunk: int) -> int:

@@ -1,0 +1,96 @@
+"""Sources of pools: placeholders, slices, what a pool may know, and what is wrong with a source."""
+
+import json
+
+import pytest
+
+from configs import base as base_config
+from pasmr_jax.data.pools import read_pool
+
+
+def _config(**pools):
+  config = base_config.get_config()
+  config.languages = ("de", "sw")
+  for name, value in pools.items():
+    config.data[name] = value
+  return config
+
+
+@pytest.fixture
+def root(tmp_path):
+  for language in ("de", "sw", "en"):
+    lines = [
+      {
+        "id": f"x{number}",
+        "language": language,
+        "question": f"{language} question {number}",
+        "pivot_question": f"question {number}",
+        "pivot_solution": f"so <<{number}+1={number + 1}>>{number + 1}\n#### {number + 1}",
+        "answer": str(number + 1),
+      }
+      for number in range(4)
+    ]
+    (tmp_path / f"{language}.jsonl").write_text("\n".join(map(json.dumps, lines)))
+  return str(tmp_path)
+
+
+def _read(name, source, root="", source_of_feedback="pivot"):
+  config = _config(**{name: (source,)})
+  config.data.root = root
+  config.feedback.source = source_of_feedback
+  return read_pool(name, config)
+
+
+def test_a_location_is_read_for_each_language_and_sliced(root):
+  found = _read("srl", "parallel:{root}/{language}.jsonl[1:3]", root)
+  assert [(q.language, q.id) for q in found] == [
+    ("de", "x1"),
+    ("de", "x2"),
+    ("sw", "x1"),
+    ("sw", "x2"),
+  ]
+  everywhere = _read("test", "parallel:{root}/{language}.jsonl[:1]", root)
+  assert [q.language for q in everywhere] == ["en", "de", "sw"]
+  targets = _read("test", "parallel:{root}/{target}.jsonl[3:]", root)
+  assert [(q.language, q.id) for q in targets] == [("de", "x3"), ("sw", "x3")]
+
+
+def test_srl_questions_carry_answers_for_gold_only(root):
+  source = "parallel:{root}/{language}.jsonl"
+  hidden, known = _read("srl", source, root), _read("srl", source, root, "gold")
+  assert all(q.answer is None and q.solution is None for q in hidden)
+  assert [q.answer for q in known[:2]] == ["1", "2"]
+  assert all(q.answer is None for q in _read("srl", "synthetic:5"))
+  assert all(q.solution is None for q in _read("srl", "synthetic:5", "", "gold"))
+
+
+def test_supervised_pools_carry_solutions_and_no_answers(root):
+  for source in ("parallel_equations:{root}/{language}.jsonl", "synthetic:3"):
+    triplets = _read("triplets", source, root)
+    assert all(q.solution and q.pivot_text and q.answer is None for q in triplets)
+
+
+def test_synthetic_pools_differ_by_language_except_where_they_are_compared():
+  training = _read("srl", "synthetic:20")
+  assert {q.pivot_text for q in training[:20]} != {q.pivot_text for q in training[20:]}
+  test = _read("test", "synthetic:20")
+  assert [q.text for q in test[:20]] == [q.pivot_text for q in test[20:40]]
+
+
+@pytest.mark.parametrize(
+  ("source", "said"),
+  [
+    ("tsv:somewhere", "expected FORMAT:LOCATION"),
+    ("synthetic:many", "found synthetic:many, expected a number of problems"),
+    ("mgsm:/nowhere/mgsm_de.tsv", "/nowhere/mgsm_de.tsv: no such file"),
+    ("mgsm:a,b", "a comma is for huggingface"),
+  ],
+)
+def test_bad_sources_are_named(source, said):
+  with pytest.raises((ValueError, FileNotFoundError), match=said):
+    _read("srl", source)
+
+
+def test_a_file_without_the_languages_is_an_error(root):
+  with pytest.raises(ValueError, match="no question in de, sw"):
+    _read("srl", "parallel:{root}/en.jsonl", root)

@@ -1,0 +1,104 @@
+"""What is wrong with a configuration is said before anything is compiled, all of it at once."""
+
+import dataclasses
+
+import pytest
+
+from configs import tiny
+from pasmr_jax.experiment import validation
+from pasmr_jax.experiment.evaluation import Evaluator
+from pasmr_jax.experiment.setup import make_run
+
+
+def _config(**changes):
+  config = tiny.get_config()
+  small = {"data.pivot": ("synthetic:5",), "data.translation": ("synthetic:5",)}
+  small |= {f"data.{name}": ("synthetic:5",) for name in ("srl", "development", "test")}
+  changes = {key.replace("__", "."): value for key, value in changes.items()}
+  config.update_from_flattened_dict(small | changes)
+  return config
+
+
+def test_the_shipped_configurations_are_valid():
+  from configs import gemma_270m_cpu, pasmr_gemma
+
+  validation.check(tiny.get_config())
+  for size in pasmr_gemma.SIZES:
+    validation.check(pasmr_gemma.get_config(size), devices=8)
+  config = gemma_270m_cpu.get_config()
+  config.model.pretrained = "model.gguf"
+  validation.check(config)
+  with pytest.raises(ValueError, match=r"pasmr_gemma.py:3b: expected one of 270m"):
+    pasmr_gemma.get_config("3b")
+
+
+@pytest.mark.parametrize(
+  ("changes", "said"),
+  [
+    ({"languages": ("de", "xx")}, "languages: unknown language 'xx'; expected one of"),
+    ({"languages": ("de", "en")}, "languages holds the pivot 'en'"),
+    ({"stages": ("srl", "pam")}, r"stages is \('srl', 'pam'\); expected some of"),
+    ({"pam__batch_size": 9, "pam__microbatches": 2}, "pam.batch_size is 9; expected a multiple"),
+    ({"srl__update_rows": 500}, "srl.update_rows is 500; expected at most .* = 128"),
+    ({"srl__update_rows": 46}, "srl.update_rows / inner_batches is 46; expected a multiple"),
+    ({"srl__advantage": "ppo"}, "srl.advantage is 'ppo'; expected one of grpo, dr_grpo"),
+    ({"feedback__source": "oracle"}, "feedback.source is 'oracle'; expected one of pivot"),
+    ({"srl__temperature": 0.0}, "srl.temperature is 0.0; expected more than 0"),
+    ({"srl__group_size": 1, "srl__update_rows": 0}, "srl.group_size is 1; expected at least 2"),
+    ({"prompt__question": "Q:"}, "prompt.question is 'Q:'; expected {question} once"),
+    ({"tokenizer__path": ""}, "tokenizer.path is '' and so is model.pretrained"),
+    ({"data__srl": ()}, "data.srl is empty"),
+    ({"pam__mixture__triplets": -1.0}, "pam.mixture.triplets is -1.0"),
+  ],
+)
+def test_each_problem_is_named_with_its_key(changes, said):
+  with pytest.raises(ValueError, match=said):
+    validation.check(_config(**changes), devices=4)
+
+
+def test_all_problems_are_listed_at_once():
+  with pytest.raises(ValueError, match=r"(?s)srl.advantage.*reward.kind"):
+    validation.check(_config(srl__advantage="ppo", reward__kind="hard"))
+
+
+@pytest.mark.parametrize(
+  ("changes", "error", "said"),
+  [
+    ({"data__test": ("mgsm:/nowhere/x_de.tsv",)}, FileNotFoundError, "/nowhere/x_de.tsv: no such"),
+    ({"tokenizer__path": "/nowhere/t.model"}, (ValueError, OSError), "/nowhere/t.model"),
+    ({"mesh__tensor": 3}, ValueError, "mesh.tensor: found 3, expected a divisor of the 8 devices"),
+    (
+      {"evaluation__max_prompt_length": 2},
+      ValueError,
+      "data.development: no question has a prompt",
+    ),
+  ],
+)
+def test_bad_input_is_found_when_the_run_is_made(tmp_path, changes, error, said):
+  config = _config(**changes)
+  with pytest.raises(error, match=said):
+    Evaluator(make_run(config, tmp_path))
+
+
+def test_over_long_prompts_are_counted_and_left_out_never_cut(tmp_path, capsys):
+  run = make_run(_config(), tmp_path)
+  lengths = [len(run.tokenizer.encode(q.text)) + 2 for q in run.pools["srl"]]
+  limit = sorted(lengths)[len(lengths) // 2]
+  kept = run.fitting(run.pools["srl"], limit, "srl")
+  assert len(kept) == sum(length <= limit for length in lengths)
+  said = capsys.readouterr().err
+  assert f"{len(lengths) - len(kept)} with a prompt of more than {limit} tokens left out" in said
+
+
+def test_a_tokenizer_larger_than_the_model_is_refused(tmp_path, monkeypatch):
+  from pasmr_jax.experiment import setup
+
+  config = _config()
+  tokenizer = setup.make_tokenizer(config, tmp_path)
+  small = setup.model_config(config, tokenizer)
+  monkeypatch.setattr(
+    setup.pretrained, "load_config", lambda path: dataclasses.replace(small, vocab_size=100)
+  )
+  config.model.pretrained = "folder"
+  with pytest.raises(ValueError, match="has 756 ids, but the model folder has embeddings for 100"):
+    setup.model_config(config, tokenizer)
