@@ -128,11 +128,15 @@ def main() -> None:
   seeds = range(arguments.seeds)
   seconds = {}
   with concurrent.futures.ThreadPoolExecutor(arguments.jobs) as pool:
+    # Jobs begin in this order, so that an arm waits at most for the last of the starts.
     starts = {seed: pool.submit(start, seed, "start") for seed in seeds}
-    for seed in seeds:
-      seconds[f"seed{seed}/start"] = starts[seed].result()
-    jobs = {(seed, arm): pool.submit(start, seed, arm) for arm in arms for seed in seeds}
-    for (seed, arm), job in jobs.items():
+
+    def arm_of(seed: int, arm: str) -> float:
+      starts[seed].result()
+      return start(seed, arm)
+
+    jobs = {(seed, arm): pool.submit(arm_of, seed, arm) for arm in arms for seed in seeds}
+    for (seed, arm), job in {**{(seed, "start"): starts[seed] for seed in seeds}, **jobs}.items():
       seconds[f"seed{seed}/{arm}"] = job.result()
 
   results: dict[str, dict[str, list[float]]] = {}

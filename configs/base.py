@@ -141,7 +141,6 @@ def srl() -> ConfigDict:
   config.top_k = 0  # 0 is off
   config.top_p = 1.0  # 1 is off
   config.min_p = 0.0  # 0 is off
-  config.pivot_temperature = 1.0  # of the teacher's pivot solutions
   config.update_rows = 0  # train on so many rows of most extreme advantage a step; 0 is all
   config.inner_batches = 1  # optimizer steps a rollout, each on a part of its rows
   config.inner_epochs = 1  # passes over a rollout
@@ -170,6 +169,7 @@ def feedback() -> ConfigDict:
   config.ema_decay = 0.99  # of the teacher 'ema', a step
   config.scope = "pooled"  # own: a translation's K votes; pooled: all G * K of the question
   config.pivot_samples = 4  # K, pivot solutions a distinct translation
+  config.pivot_temperature = 1.0  # at which the teacher draws them
   config.confidence = 0.0  # tau: a vote below it teaches nothing
   return config
 

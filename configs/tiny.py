@@ -27,7 +27,7 @@ def get_config():
   config.data.development = ("synthetic:100",)
   config.data.test = ("synthetic:200",)
 
-  config.base.steps = 1000
+  config.base.steps = 1200
   config.base.batch_size = 16  # of 128 tokens: about two thousand a step
   config.base.max_length = 128
   config.base.optimizer.learning_rate = 4e-3
@@ -35,6 +35,8 @@ def get_config():
   config.pam.steps = 200
   config.pam.batch_size = 16
   config.pam.max_length = 128
+  config.pam.mixture.pivot = 0.7  # also the rehearsal that keeps English while SRL runs
+  config.pam.mixture.triplets = 0.3
 
   config.srl.steps = 150
   config.srl.max_prompt_length = 64
@@ -46,7 +48,10 @@ def get_config():
   config.srl.rehearsal_weight = 1.0
   config.srl.rehearsal_rows = 8
 
-  config.evaluation.every = 50
+  config.feedback.pivot_samples = 8
+  config.feedback.pivot_temperature = 0.7
+
+  config.evaluation.every = 100
   config.evaluation.max_prompt_length = 64
   config.evaluation.max_new_tokens = 72
   return config

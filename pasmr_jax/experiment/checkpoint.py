@@ -47,13 +47,13 @@ class Checkpoints:
     preservation = policies.AnyPreservationPolicy(
       [
         policies.LatestN(config.keep),
-        policies.BestN(get_metric_fn=lambda metrics: metrics["metric"], reverse=False, n=1),
+        policies.BestN(get_metric_fn=_metric, n=1, keep_checkpoints_without_metrics=False),
       ]
     )
     self._manager = ocp.CheckpointManager(
       self.directory,
       options=ocp.CheckpointManagerOptions(
-        preservation_policy=preservation, create=not read_only, read_only=read_only
+        preservation_policy=preservation, best_fn=_metric, create=not read_only, read_only=read_only
       ),
       item_handlers={
         "params": ocp.StandardCheckpointHandler(),
@@ -186,6 +186,10 @@ class Checkpoints:
         f"{self.directory / str(step)} is a checkpoint of another model: " + "; ".join(differences)
       )
     return record
+
+
+def _metric(metrics: dict[str, float]) -> float:
+  return metrics["metric"]
 
 
 def _rest(state: TrainState) -> dict[str, Any]:

@@ -87,7 +87,7 @@ class SelfFeedbackStage:
     self.steps = srl.steps
     self.languages = tuple(sorted({*self.config.languages, self.config.pivot}))
     self.drawing = self._sampling(srl.temperature)
-    self.pivot_drawing = self._sampling(srl.pivot_temperature)
+    self.pivot_drawing = self._sampling(feedback.pivot_temperature)
     self.reward_settings = rewards.RewardSettings(
       source=feedback.source,
       scope=feedback.scope,
