@@ -132,7 +132,7 @@ class Run:
     return SupervisedStage(
       name=name,
       steps=settings.steps,
-      learner=self._learner(settings),
+      learner=self._learner(settings, settings.steps),
       mesh=self.mesh,
       batches=self._supervised_batches(name, settings, settings.batch_size, name),
     )
@@ -176,7 +176,7 @@ class Run:
     needs_reference = srl.kl_coef > 0 or config.feedback.teacher == "reference"
     return SelfFeedbackStage(
       config=config,
-      learner=self._learner(srl),
+      learner=self._learner(srl, srl.steps * srl.inner_batches * srl.inner_epochs),
       engine=self.engine(config.rollout.max_rows),
       tokenizer=self.tokenizer,
       mesh=self.mesh,
@@ -187,10 +187,10 @@ class Run:
       rehearsal=rehearsal,
     )
 
-  def _learner(self, settings: Config) -> Learner:
+  def _learner(self, settings: Config, updates: int) -> Learner:
     return Learner(
       config=self.model,
-      optimizer=make_optimizer(settings.optimizer, settings.steps),
+      optimizer=make_optimizer(settings.optimizer, updates),
       valid_vocab=self.tokenizer.vocab_size,
       microbatches=settings.microbatches,
       average_decay=self.config.feedback.ema_decay,

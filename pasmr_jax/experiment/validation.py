@@ -16,6 +16,11 @@ from pasmr_jax.text.languages import LANGUAGES
 
 STAGES = ("base", "pam", "srl")
 _TEACHERS = ("policy", "reference", "ema")
+_METRICS = tuple(
+  f"development/{way}{name}"
+  for way in ("", "sampled/")
+  for name in ("target_accuracy", "pivot_accuracy")
+)
 _DTYPES = ("float32", "bfloat16")
 
 
@@ -86,6 +91,7 @@ def _choices(config: Config) -> Iterator[str]:
     "feedback.scope": rewards.SCOPES,
     "feedback.teacher": _TEACHERS,
     "reward.kind": rewards.KINDS,
+    "checkpoint.metric": _METRICS,
   }
   for stage in STAGES:
     choices[f"{stage}.optimizer.name"] = optim.NAMES

@@ -144,6 +144,7 @@ class SelfFeedbackStage:
     clock.lap("host")
 
     batches = self._assemble(state, experience.groups, reasoning, understanding)
+    jax.block_until_ready(batches)
     clock.lap("score")
     rehearsal = None
     if self.rehearsal is not None:

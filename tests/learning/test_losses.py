@@ -43,6 +43,14 @@ def _rows(lengths=(11, 7), length=13, seed=0):
   )
 
 
+def _scored(params, rows, temperature=1.0, chunk=128):
+  score = lambda params, rows: losses.token_logprobs(  # noqa: E731
+    params, rows, CONFIG, valid_vocab=VALID_VOCAB, temperature=temperature, chunk=chunk
+  )
+  return jax.jit(score)(params, rows)
+
+
+@jax.jit
 def _direct(params, rows, temperature=1.0):
   hidden, _ = transformer.Transformer(CONFIG).apply(
     {"params": params}, rows.tokens, rows.positions, rows.segment_ids
@@ -58,20 +66,18 @@ def _direct(params, rows, temperature=1.0):
 @pytest.mark.parametrize("temperature", [1.0, 0.6])
 def test_chunked_scores_equal_the_whole_softmax(params, chunk, temperature):
   rows = _rows()
-  found = losses.token_logprobs(
-    params, rows, CONFIG, valid_vocab=VALID_VOCAB, temperature=temperature, chunk=chunk
-  )
+  found = _scored(params, rows, temperature, chunk)
   np.testing.assert_allclose(found, _direct(params, rows, temperature), atol=2e-5)
 
 
 def test_gradients_equal_the_whole_softmax(params):
   rows = _rows()
-  chunked = jax.grad(
-    lambda p: losses.supervised_loss(
-      losses.token_logprobs(p, rows, CONFIG, valid_vocab=VALID_VOCAB, chunk=4), rows.weights
-    )
+  chunked = jax.jit(
+    jax.grad(lambda p: losses.supervised_loss(_scored(p, rows, chunk=4), rows.weights))
   )(params)
-  direct = jax.grad(lambda p: losses.supervised_loss(_direct(p, rows), rows.weights))(params)
+  direct = jax.jit(jax.grad(lambda p: losses.supervised_loss(_direct(p, rows), rows.weights)))(
+    params
+  )
   for a, b in zip(jax.tree.leaves(chunked), jax.tree.leaves(direct), strict=True):
     np.testing.assert_allclose(a, b, atol=1e-4, rtol=1e-4)
 
@@ -79,17 +85,13 @@ def test_gradients_equal_the_whole_softmax(params):
 def test_prompt_and_padding_have_zero_gradient(params):
   """The gradient is that of the weighted tokens only: other targets may be anything."""
   rows = _rows()
-  gradient = jax.grad(
-    lambda embedded, p: losses.supervised_loss(
-      losses.token_logprobs(p, rows, CONFIG, valid_vocab=VALID_VOCAB) * embedded, rows.weights
-    )
-  )(jnp.ones_like(rows.weights), params)
+  logprobs = _scored(params, rows)
+  gradient = jax.grad(losses.supervised_loss)(logprobs, rows.weights)
   assert (np.asarray(gradient)[np.asarray(rows.weights) == 0] == 0).all()
   assert (np.asarray(gradient)[np.asarray(rows.weights) > 0] != 0).all()
   # Changing what follows a row's end changes nothing.
   changed = rows.replace(tokens=jnp.where(rows.segment_ids > 0, rows.tokens, 9))
-  score = lambda r: losses.token_logprobs(params, r, CONFIG, valid_vocab=VALID_VOCAB)  # noqa: E731
-  np.testing.assert_array_equal(score(rows), score(changed))
+  np.testing.assert_array_equal(_scored(params, rows), _scored(params, changed))
 
 
 def test_first_token_of_a_packed_segment_is_no_target(params):
@@ -98,13 +100,13 @@ def test_first_token_of_a_packed_segment_is_no_target(params):
     segment_ids=jnp.array([[1] * 5 + [2] * 7]),
     positions=jnp.array([[*range(5), *range(7)]]),
   )
-  found = losses.token_logprobs(params, packed, CONFIG, valid_vocab=VALID_VOCAB)
+  found = _scored(params, packed)
   assert found[0, 0] == 0
   assert found[0, 5] == 0
   second = losses.Sequences(
     rows.tokens[:, 5:], jnp.arange(7)[None], jnp.ones((1, 7), jnp.int32), rows.weights[:, 5:]
   )
-  alone = losses.token_logprobs(params, second, CONFIG, valid_vocab=VALID_VOCAB)
+  alone = _scored(params, second)
   np.testing.assert_allclose(found[0, 5:], alone[0], atol=1e-5)
 
 

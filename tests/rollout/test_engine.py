@@ -1,6 +1,7 @@
 """The sampling loop against the scorer, and what must not change a sample."""
 
 import dataclasses
+import functools
 
 import jax
 import numpy as np
@@ -97,9 +98,8 @@ def _scored(params, prompt, tokens, temperature=1.0):
   row = np.array([[*prompt, *tokens]], np.int32)
   ones = np.ones_like(row)
   rows = losses.Sequences(row, np.arange(row.shape[1])[None], ones, ones.astype(np.float32))
-  scored = losses.token_logprobs(
-    params, rows, CONFIG, valid_vocab=VALID_VOCAB, temperature=temperature
-  )
+  score = functools.partial(losses.token_logprobs, config=CONFIG, valid_vocab=VALID_VOCAB)
+  scored = jax.jit(score)(params, rows, temperature=temperature)
   return np.asarray(scored)[0, len(prompt) :]
 
 
