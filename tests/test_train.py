@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 
+import jax
 import numpy as np
 import orbax.checkpoint as ocp
 import pytest
@@ -101,10 +102,11 @@ def _params(workdir: pathlib.Path, stage: str) -> dict[str, np.ndarray]:
   step = max(int(child.name) for child in folder.iterdir() if child.name.isdecimal())
   arrays = {}
   for item in ("params", "rest"):
+    path = folder / str(step) / item
     with ocp.PyTreeCheckpointer() as checkpointer:
-      tree = checkpointer.restore(folder / str(step) / item)
-    import jax
-
+      stored = checkpointer.metadata(path).item_metadata.tree
+      arrays_only = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), stored)
+      tree = checkpointer.restore(path, restore_args=arrays_only)
     for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
       arrays[item + jax.tree_util.keystr(path)] = np.asarray(leaf)
   return arrays
