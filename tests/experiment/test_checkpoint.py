@@ -6,8 +6,8 @@ import jax
 import numpy as np
 import optax
 import pytest
-from configs import base as base_config
 
+from configs import base as base_config
 from pasmr_jax.experiment.checkpoint import Checkpoints, Progress, abstract_params
 from pasmr_jax.learning.update import Learner
 from pasmr_jax.models.config import TransformerConfig
