@@ -45,7 +45,7 @@ def train_stage(run: Run, name: str, metrics: Metrics, evaluator: Evaluator) -> 
     state, learned = stage.update(state, batch)
     learned = jax.device_get(learned)
     timer.lap("update")
-    values = seen | learned | timer.measured()
+    values = seen | learned | timer.measured(seen)
     metrics.show(done, values)
     if done % config.log.every == 0:
       metrics.write(name, done, values)

@@ -29,7 +29,7 @@ from pasmr_jax import Config
 from pasmr_jax.parallel.processes import process_index
 
 # What a rerun of the same step may measure differently; everything else is exact.
-MEASURED = ("time/", "throughput/", "memory/")
+MEASURED = ("time/", "time_share/", "throughput/", "memory/")
 
 
 class NonFiniteError(RuntimeError):
@@ -145,9 +145,21 @@ class Timer:
     self._seconds[f"time/{phase}"] = now - self._last
     self._last = now
 
-  def measured(self) -> dict[str, float]:
-    """`time/...` in seconds; `memory/peak_bytes` of the first device, where it is known."""
-    measured = self._seconds | {"time/step": self._last - self._start}
+  def measured(self, seen: Mapping[str, float]) -> dict[str, float]:
+    """`time/...` in seconds and their shares of the step, update tokens a second, peak memory.
+
+    Args:
+      seen: the stage's metrics, with `trained_tokens` and its own `time/...`.
+
+    `memory/peak_bytes` is that of the first device, where the backend tells it.
+    """
+    step = self._last - self._start
+    measured = self._seconds | {"time/step": step}
+    phases = {name: value for name, value in seen.items() if name.startswith("time/")}
+    for name, seconds in (phases | {"time/update": self._seconds["time/update"]}).items():
+      measured[name.replace("time/", "time_share/")] = seconds / step
+    tokens = seen["trained_tokens"] / self._seconds["time/update"]
+    measured["throughput/update_tokens_per_second"] = tokens
     memory = jax.local_devices()[0].memory_stats() or {}
     if "peak_bytes_in_use" in memory:
       measured["memory/peak_bytes"] = memory["peak_bytes_in_use"]

@@ -143,7 +143,7 @@ class SelfFeedbackStage:
     ]
     clock.lap("host")
 
-    batches = self._assemble(state, experience.groups, reasoning, understanding)
+    batches, trained = self._assemble(state, experience.groups, reasoning, understanding)
     jax.block_until_ready(batches)
     clock.lap("score")
     rehearsal = None
@@ -152,6 +152,7 @@ class SelfFeedbackStage:
     clock.lap("host")
     tokens = sum(sample.ids.size for group in experience.groups for sample in group)
     seen |= {f"time/{name}": seconds for name, seconds in clock.seconds.items()}
+    seen["trained_tokens"] = trained
     seen["throughput/rollout_tokens_per_second"] = tokens / clock.seconds["rollout"]
     return (batches, rehearsal), seen
 
@@ -370,7 +371,8 @@ class SelfFeedbackStage:
     groups: Sequence[Sequence[Sample]],
     reasoning: np.ndarray,
     understanding: np.ndarray,
-  ) -> list[losses.PolicyBatch]:
+  ) -> tuple[list[losses.PolicyBatch], int]:
+    """The batches of this rollout's updates, and how many tokens of this process they teach."""
     srl = self.config.srl
     samples = [sample for group in groups for sample in group]
     reasoning, understanding = reasoning.reshape(-1), understanding.reshape(-1)
@@ -402,7 +404,8 @@ class SelfFeedbackStage:
     for first in range(0, size * srl.inner_batches, size):
       stacked = jax.tree.map(lambda *arrays: np.stack(arrays), *rows[first : first + size])
       batches.append(self._with_scores(state, meshes.shard_batch(stacked, self.mesh)))
-    return batches * srl.inner_epochs
+    trained = sum(int(np.count_nonzero(row.sequences.weights)) for row in rows)
+    return batches * srl.inner_epochs, trained
 
   def _with_scores(self, state: TrainState, batch: losses.PolicyBatch) -> losses.PolicyBatch:
     srl = self.config.srl

@@ -44,6 +44,7 @@ LOGGED = (
   "time/score",
   "time/host",
   "throughput/rollout_tokens_per_second",
+  "trained_tokens",
 )
 MODEL = TransformerConfig(
   vocab_size=768,
