@@ -1,4 +1,4 @@
-"""Metrics: what is written, what a resumed run takes back, and the stop on a number that is none."""
+"""Metrics: what is written, what a resumed run takes back, the stop on a number that is none."""
 
 import json
 
