@@ -25,7 +25,7 @@ STEP = flags.DEFINE_string("step", "last", "Step of the checkpoint: a number, 'l
 
 
 def main(_):
-  logging.set_verbosity(logging.WARNING)
+  logging.set_verbosity(logging.ERROR)
   config: Config = CONFIG.value
   workdir = pathlib.Path(str(WORKDIR.value))
   initialize_distributed()

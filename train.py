@@ -69,7 +69,7 @@ def train_stage(run: Run, name: str, metrics: Metrics, evaluator: Evaluator) -> 
 
 
 def main(_):
-  logging.set_verbosity(logging.WARNING)  # of the libraries; ours is the progress bar
+  logging.set_verbosity(logging.ERROR)  # of Orbax, which warns of its own defaults
   config: Config = CONFIG.value
   workdir = pathlib.Path(str(WORKDIR.value))
   initialize_distributed()
