@@ -77,7 +77,7 @@ def mean_and_error(values: list[float]) -> tuple[float, float]:
   return statistics.fmean(values), error
 
 
-def table(results: dict[str, dict[str, list[float]]]) -> str:
+def table(results: dict[str, dict[str, dict[int, float]]]) -> str:
   columns = ["targets", "targets, sampled", "English"]
   lines = [
     "| arm | " + " | ".join(columns) + " | pivot - arm, greedy | pivot - arm, sampled | seeds |",
@@ -86,14 +86,62 @@ def table(results: dict[str, dict[str, list[float]]]) -> str:
   for arm, values in results.items():
     cells = []
     for column in columns:
-      mean, error = mean_and_error(values[column])
+      mean, error = mean_and_error(list(values[column].values()))
       cells.append(f"{100 * mean:.1f} ± {100 * error:.1f}")
     for column in columns[:2]:
-      pairs = zip(results["pivot"][column], values[column], strict=False)
-      mean, error = mean_and_error([pivot - other for pivot, other in pairs])
+      pivot = results["pivot"][column]
+      differences = [pivot[seed] - values[column][seed] for seed in values[column] if seed in pivot]
+      mean, error = mean_and_error(differences)
       cells.append("" if arm == "pivot" else f"{100 * mean:+.1f} ± {100 * error:.1f}")
     lines.append(f"| {arm} | " + " | ".join(cells) + f" | {len(values['targets'])} |")
   return "\n".join(lines)
+
+
+def train(workdir: pathlib.Path, seeds: int, arms: list[str], jobs: int) -> None:
+  """Runs every start and arm that is not finished, `jobs` at a time."""
+  cores: queue.Queue[int] = queue.Queue()
+  for core in range(jobs):
+    cores.put(core)
+
+  def start(seed: int, name: str) -> None:
+    folder = workdir.absolute() / f"seed{seed}"
+    settings = {"seed": seed, "data.seed": seed}
+    if name == "start":
+      settings["stages"] = "('base','pam')"
+    else:
+      settings |= {"stages": "('srl',)", "srl.steps": STEPS, "init_from": folder / "start"}
+      settings |= ARMS[name]
+    core = cores.get()
+    try:
+      run(folder / name, settings, core)
+    finally:
+      cores.put(core)
+
+  with concurrent.futures.ThreadPoolExecutor(jobs) as pool:
+    # Jobs begin in this order, so that an arm waits at most for the last of the starts.
+    starts = [pool.submit(start, seed, "start") for seed in range(seeds)]
+
+    def arm_of(seed: int, arm: str) -> None:
+      starts[seed].result()
+      start(seed, arm)
+
+    submitted = [pool.submit(arm_of, seed, arm) for arm in arms for seed in range(seeds)]
+    for job in [*starts, *submitted]:
+      job.result()
+
+
+def collect(workdir: pathlib.Path, seeds: int) -> dict[str, dict[str, dict[int, float]]]:
+  """Arm -> column -> seed -> accuracy, of every run that is finished."""
+  results: dict[str, dict[str, dict[int, float]]] = {}
+  for name in ("base", "pam", *ARMS):
+    before = name in ("base", "pam")
+    stage = name if before else "pam" if name == "continued_pam" else "srl"
+    for seed in range(seeds):
+      folder = workdir / f"seed{seed}" / ("start" if before else name)
+      if (folder / "results" / f"{stage}.json").exists():
+        for column, value in accuracies(folder, stage).items():
+          results.setdefault(name, {}).setdefault(column, {})[seed] = value
+  return results
 
 
 def main() -> None:
@@ -102,58 +150,22 @@ def main() -> None:
   parser.add_argument("--seeds", type=int, default=3)
   parser.add_argument("--jobs", type=int, default=2, help="runs at a time, one core each")
   parser.add_argument("--arms", default="pivot,random,continued_pam,gold,target_majority")
+  parser.add_argument("--report", action="store_true", help="only the table of what is finished")
   arguments = parser.parse_args()
-  arms = arguments.arms.split(",")
-  cores: queue.Queue[int] = queue.Queue()
-  for core in range(arguments.jobs):
-    cores.put(core)
-
-  def start(seed: int, name: str) -> float:
-    core = cores.get()
-    try:
-      folder = arguments.workdir.absolute() / f"seed{seed}"
-      settings = {"seed": seed, "data.seed": seed}
-      if name == "start":
-        settings["stages"] = "('base','pam')"
-      else:
-        settings |= {
-          "stages": "('srl',)",
-          "srl.steps": STEPS,
-          "init_from": folder / "start",
-        } | ARMS[name]
-      return run(folder / name, settings, core)
-    finally:
-      cores.put(core)
-
-  seeds = range(arguments.seeds)
-  seconds = {}
-  with concurrent.futures.ThreadPoolExecutor(arguments.jobs) as pool:
-    # Jobs begin in this order, so that an arm waits at most for the last of the starts.
-    starts = {seed: pool.submit(start, seed, "start") for seed in seeds}
-
-    def arm_of(seed: int, arm: str) -> float:
-      starts[seed].result()
-      return start(seed, arm)
-
-    jobs = {(seed, arm): pool.submit(arm_of, seed, arm) for arm in arms for seed in seeds}
-    for (seed, arm), job in {**{(seed, "start"): starts[seed] for seed in seeds}, **jobs}.items():
-      seconds[f"seed{seed}/{arm}"] = job.result()
-
-  results: dict[str, dict[str, list[float]]] = {}
-  for name in ("base", "pam", *arms):
-    for seed in seeds:
-      folder = arguments.workdir / f"seed{seed}"
-      stage = name if name in ("base", "pam") else "pam" if name == "continued_pam" else "srl"
-      source = folder / ("start" if name in ("base", "pam") else name)
-      for column, value in accuracies(source, stage).items():
-        results.setdefault(name, {}).setdefault(column, []).append(value)
+  workdir = arguments.workdir
+  if not arguments.report:
+    train(workdir, arguments.seeds, arguments.arms.split(","), arguments.jobs)
+  results = collect(workdir, arguments.seeds)
   summary = {
     "command": "python " + " ".join(sys.argv),
     "machine": f"{platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}",
-    "seconds": seconds,
+    "seconds": {
+      str(path.parent.relative_to(workdir)): float(path.read_text())
+      for path in sorted(workdir.glob("seed*/*/seconds"))
+    },
     "results": results,
   }
-  (arguments.workdir / "effect.json").write_text(json.dumps(summary, indent=2) + "\n")
+  (workdir / "effect.json").write_text(json.dumps(summary, indent=2) + "\n")
   print(table(results))
 
 
