@@ -17,7 +17,7 @@ def get_config():
   config.model.dtype = "float32"
   config.languages = ("de", "sw", "zh")
 
-  config.pam.steps = 16
+  config.pam.steps = 10
   config.pam.batch_size = 4
   config.pam.max_length = 256
   config.pam.microbatches = 2
