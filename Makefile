@@ -1,4 +1,4 @@
-# make demo   the whole method on the built-in corpus, about ten minutes on two cores
+# make demo   the whole method on the built-in corpus
 # make test   tests, lint and types
 # make gemma  a few steps of both stages on the real Gemma 3 270M
 PYTHON ?= python3
