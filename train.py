@@ -58,7 +58,7 @@ def train_stage(run: Run, name: str, metrics: Metrics, evaluator: Evaluator) -> 
       metrics.write_evaluation(name, done, found)
       measured = found[config.checkpoint.metric]
       progress.record(measured)
-    patience = config[name].get("patience", 0)
+    patience = config[name].patience
     progress.finished = done == stage.steps or 0 < patience <= progress.evaluations_since
     if progress.finished or done % config.checkpoint.every == 0:
       checkpoints.save(state, stage.data_state(), progress, run.model, measured)
@@ -73,7 +73,7 @@ def main(_):
   config: Config = CONFIG.value
   workdir = pathlib.Path(str(WORKDIR.value))
   initialize_distributed()
-  validation.check(config)
+  validation.check(config, jax.device_count() // max(config.mesh.tensor, 1))
   run = make_run(config, workdir)
   summary.print_start(run)
   evaluator = Evaluator(run)

@@ -158,6 +158,7 @@ def srl() -> ConfigDict:
   config.importance_cap = 2.0  # C of the truncated importance sampling between learner and sampler
   config.rehearsal_weight = 0.0  # of a supervised term on the PAM mixture in every update
   config.rehearsal_rows = 8  # packed rows of it a step
+  config.patience = 0  # stop after so many evaluations without a new best; 0 is never
   config.optimizer = optimizer(5e-4)
   return config
 
