@@ -55,7 +55,7 @@ def train_stage(run: Run, name: str, metrics: Metrics, evaluator: Evaluator) -> 
     measured = None
     if done == stage.steps or (config.evaluation.every and done % config.evaluation.every == 0):
       found = evaluator.development(state, stage)
-      metrics.write_evaluation(name, done, found)
+      metrics.write(name, done, found)
       measured = found[config.checkpoint.metric]
       progress.record(measured)
     patience = config[name].patience

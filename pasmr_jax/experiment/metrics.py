@@ -117,10 +117,6 @@ class Metrics:
     if self._task is not None and name in values:
       self._bar.update(self._task, completed=step, shown=f"{name} {_number(values[name]):.3f}")
 
-  def write_evaluation(self, stage: str, step: int, values: Mapping[str, Any]) -> None:
-    """Writes an evaluation as a line of its own, besides the step's."""
-    self.write(stage, step, values)
-
   def write_rollouts(self, stage: str, step: int, rollouts: Sequence[dict[str, Any]]) -> None:
     """Writes samples of model text, one line a question."""
     for rollout in rollouts:

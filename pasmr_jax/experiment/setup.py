@@ -6,6 +6,7 @@ begins with (`start_params`: the stage before, another run, pretrained weights, 
 """
 
 import dataclasses
+import math
 import pathlib
 import sys
 from collections import Counter
@@ -13,8 +14,6 @@ from collections.abc import Sequence
 from typing import Any
 
 import jax
-import jax.numpy as jnp
-import numpy as np
 
 from pasmr_jax import Config
 from pasmr_jax.data import synthetic
@@ -328,4 +327,5 @@ def model_config(config: Config, tokenizer: Tokenizer) -> TransformerConfig:
 
 
 def parameter_count(params: Any) -> int:
-  return sum(int(np.prod(jnp.shape(leaf))) for leaf in jax.tree.leaves(params))
+  """How many numbers a tree of arrays, or of their shapes, holds."""
+  return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(params))

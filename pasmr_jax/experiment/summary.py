@@ -5,12 +5,11 @@ import pathlib
 from collections.abc import Sequence
 
 import jax
-import numpy as np
 from rich.console import Console
 from rich.table import Table
 
 from pasmr_jax import Config
-from pasmr_jax.experiment.setup import Run, pools_used
+from pasmr_jax.experiment.setup import Run, parameter_count, pools_used
 from pasmr_jax.parallel.processes import process_count, process_index
 
 
@@ -19,7 +18,7 @@ def print_start(run: Run) -> None:
   if process_index() != 0:
     return
   config, model = run.config, run.model
-  count = sum(int(np.prod(x.shape)) for x in jax.tree.leaves(run.abstract_params()))
+  count = parameter_count(run.abstract_params())
   devices = jax.devices()
   mesh = " x ".join(f"{size} {name}" for name, size in run.mesh.shape.items())
   source = config.model.pretrained or "random initialisation"

@@ -26,17 +26,15 @@ from pasmr_jax.parallel import mesh as meshes
 from pasmr_jax.parallel import processes
 from pasmr_jax.rollout import sampling as drawing
 
-AnyArray = jax.Array | np.ndarray
-
 
 class Rollouts(flax.struct.PyTreeNode):
   """Sampled responses. Row n * M + m is sample m of prompt n."""
 
-  tokens: Int[AnyArray, "R T"]  # 0 after a row's end
-  logprobs: Float[AnyArray, "R T"]  # of softmax(logits / temperature): the policy
-  drawn_logprobs: Float[AnyArray, "R T"]  # of the truncated distribution drawn from
-  lengths: Int[AnyArray, " R"]  # tokens drawn, the stop id included
-  truncated: Bool[AnyArray, " R"]  # no stop id within the limit
+  tokens: Int[drawing.AnyArray, "R T"]  # 0 after a row's end
+  logprobs: Float[drawing.AnyArray, "R T"]  # of softmax(logits / temperature): the policy
+  drawn_logprobs: Float[drawing.AnyArray, "R T"]  # of the truncated distribution drawn from
+  lengths: Int[drawing.AnyArray, " R"]  # tokens drawn, the stop id included
+  truncated: Bool[drawing.AnyArray, " R"]  # no stop id within the limit
 
 
 def stable_id(name: str) -> int:
