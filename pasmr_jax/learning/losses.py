@@ -4,7 +4,7 @@
 in chunks, and recomputes each chunk's logits in the backward pass. Policy, reference, teacher and
 supervised loss all use it.
 
-B rows, T tokens, D width, V vocabulary, C tokens a chunk.
+B rows (in microbatches when accumulating), T tokens, D width, V vocabulary, C tokens a chunk.
 """
 
 import flax.struct
@@ -17,6 +17,7 @@ from pasmr_jax.models import transformer
 from pasmr_jax.models.config import TransformerConfig
 
 AnyArray = jax.Array | np.ndarray
+Number = float | Float[AnyArray, ""]
 KL_ESTIMATORS = ("k1", "k2", "k3")
 AGGREGATIONS = ("token", "sequence")
 
@@ -24,10 +25,10 @@ AGGREGATIONS = ("token", "sequence")
 class Sequences(flax.struct.PyTreeNode):
   """Rows of tokens to be scored. `weights[b, t]` weighs the prediction of `tokens[b, t]`."""
 
-  tokens: Int[AnyArray, "B T"]
-  positions: Int[AnyArray, "B T"]
-  segment_ids: Int[AnyArray, "B T"]  # 0 is padding
-  weights: Float[AnyArray, "B T"]  # 0 for prompts and padding; relative, see `normalized`
+  tokens: Int[AnyArray, "*B T"]
+  positions: Int[AnyArray, "*B T"]
+  segment_ids: Int[AnyArray, "*B T"]  # 0 is padding
+  weights: Float[AnyArray, "*B T"]  # 0 for prompts and padding; relative, see `normalized`
 
 
 def normalized(sequences: Sequences) -> Sequences:
@@ -40,22 +41,22 @@ class PolicyBatch(flax.struct.PyTreeNode):
   """Sampled responses and all that their policy-gradient loss needs."""
 
   sequences: Sequences
-  advantages: Float[AnyArray, "B T"]
-  sampler_logprobs: Float[AnyArray, "B T"]  # as drawn
+  advantages: Float[AnyArray, "*B T"]
+  sampler_logprobs: Float[AnyArray, "*B T"]  # as drawn
   # Of the learner before the rollout's first update. None: this is that first update, and the
   # old policy is the one being differentiated.
-  old_logprobs: Float[AnyArray, "B T"] | None
-  reference_logprobs: Float[AnyArray, "B T"] | None  # of the stage-1 policy; None without a KL term
+  old_logprobs: Float[AnyArray, "*B T"] | None
+  reference_logprobs: Float[AnyArray, "*B T"] | None  # of stage 1; None without a KL term
 
 
 class PolicySettings(flax.struct.PyTreeNode):
   """`config.srl`'s numbers for the loss. The strings are static, the numbers are not."""
 
-  clip_low: float
-  clip_high: float
-  kl_coef: float
-  importance_cap: float
-  temperature: float
+  clip_low: Number
+  clip_high: Number
+  kl_coef: Number
+  importance_cap: Number
+  temperature: Number
   kl_estimator: str = flax.struct.field(pytree_node=False)
 
 

@@ -7,7 +7,7 @@ for new tokens against the slots of a cache. Both leave the sliding window to th
 knows its kind.
 
 Axes: B batch, T new tokens, S keys (tokens, or slots of the cache), D embed, N heads,
-K key/value heads, G = N / K queries to a key/value head, H head_dim, L layers.
+K key/value heads, G = N / K queries to a key/value head, H head_dim, R = H / 2 rotations, L layers.
 """
 
 import functools
@@ -142,7 +142,7 @@ class Attention(nn.Module):
   def __call__(
     self,
     x: Float[Array, "B T D"],
-    angles: Float[Array, "B T H/2"],
+    angles: Float[Array, "B T R"],
     mask: Bool[Array, "B T S"],
     layer: Int[Array, ""],
     cache: Cache | None,

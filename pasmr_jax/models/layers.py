@@ -1,6 +1,6 @@
 """The parts of a layer that know nothing of attention: norm, rotary positions, gated MLP.
 
-Axes: B batch, T length, D embed, F mlp, H head_dim.
+Axes: B batch, T length, D embed, F mlp, H head_dim, R = H / 2 rotations.
 """
 
 import math
@@ -89,13 +89,13 @@ class RMSNorm(nn.Module):
 
 def rope_angles(
   positions: Int[Array, "B T"], head_dim: int, base: float, scale: float = 1.0
-) -> Float[Array, "B T H/2"]:
+) -> Float[Array, "B T R"]:
   """Rotary angles in radians, float32: angle[i] = position / scale * base ** (-2 i / head_dim)."""
   frequencies = base ** (-jnp.arange(0, head_dim, 2, dtype=jnp.float32) / head_dim)
   return positions.astype(jnp.float32)[..., None] * (frequencies / scale)
 
 
-def rotate(x: Float[Array, "B T N H"], angles: Float[Array, "B T H/2"]) -> Float[Array, "B T N H"]:
+def rotate(x: Float[Array, "B T N H"], angles: Float[Array, "B T R"]) -> Float[Array, "B T N H"]:
   """Rotates entry i with entry i + H/2 by angle i (the half-split pairing of Hugging Face)."""
   sin, cos = jnp.sin(angles)[:, :, None], jnp.cos(angles)[:, :, None]
   first, second = jnp.split(x.astype(jnp.float32), 2, axis=-1)

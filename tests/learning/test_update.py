@@ -121,6 +121,28 @@ def test_moments_are_born_with_their_parameters_sharding():
   assert state.step.sharding.is_fully_replicated
 
 
+def test_golden_steps():
+  """Numbers of five updates as they were when written down: a change of any of them is a change."""
+  learner = _learner(optimizer=make_optimizer(_settings(warmup_steps=2), 10))
+  state = learner.init(_params())
+  seen = []
+  for step in range(3):
+    state, metrics = learner.update_supervised(state, _rows(step))
+    seen.append((float(metrics["loss"]), float(metrics["gradient_norm"])))
+  for step in range(2):
+    batch = _policy_batch(step)
+    state, metrics = learner.update_policy(state, batch, _rows(3), SETTINGS, np.float32(0.5))
+    seen.append((float(metrics["loss"]), float(metrics["gradient_norm"])))
+  golden = [
+    (4.928670, 4.032950),
+    (4.384824, 3.778996),
+    (4.424620, 3.198573),
+    (2.401100, 5.618911),
+    (3.784371, 9.685868),
+  ]
+  np.testing.assert_allclose(seen, golden, rtol=2e-4)
+
+
 def test_end_of_sequence_is_learned():
   """Trained on one row, the model ends it: the stop id is a target like any other token."""
   learner = _learner(optimizer=optax.adam(3e-2))

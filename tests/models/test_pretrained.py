@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import shutil
 
 import jax
 import jax.numpy as jnp
@@ -263,3 +264,18 @@ def test_a_path_that_is_nothing_is_an_error():
     load_config("./nowhere")
   with pytest.raises(FileNotFoundError, match=r"nowhere\.gguf: found no such file"):
     load_config("nowhere.gguf")
+
+
+def test_a_hub_id_with_a_revision_is_read_from_the_hub_cache(broken, tmp_path, monkeypatch):
+  """The hub's own layout on disk, and no network: what a second start of a run finds."""
+  monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+  repository = tmp_path / "models--owner--tiny"
+  shutil.copytree(broken, repository / "snapshots" / ("a" * 40))
+  (repository / "refs").mkdir()
+  (repository / "refs" / "v2").write_text("a" * 40)
+  config = load_config("owner/tiny@v2")
+  assert config == load_config(broken)
+  found, expected = load_params("owner/tiny@v2", config), load_params(broken, config)
+  jax.tree.map(np.testing.assert_array_equal, found, expected)
+  with pytest.raises(FileNotFoundError, match=r"main|cached|snapshot"):
+    load_config("owner/tiny")  # revision main is not there

@@ -4,6 +4,7 @@ import dataclasses
 import functools
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -150,9 +151,9 @@ def test_greedy_is_the_scorers_argmax(engine, params):
   rollouts = _generate(engine, params, temperature=0.0, samples=1)
   prompt, length = PROMPTS[1], rollouts.lengths[1]
   tokens = rollouts.tokens[1, :length]
-  row = np.array([[*prompt, *tokens]], np.int32)
+  row = jnp.array([[*prompt, *tokens]], jnp.int32)
   hidden, _ = Transformer(CONFIG).apply(
-    {"params": params}, row, np.arange(row.shape[1])[None], np.ones_like(row)
+    {"params": params}, row, jnp.arange(row.shape[1])[None], jnp.ones_like(row)
   )
   logits = np.asarray(hidden @ output_table(params, CONFIG).T)[0, :, :VALID_VOCAB]
   np.testing.assert_array_equal(logits.argmax(-1)[len(prompt) - 1 : -1], tokens)

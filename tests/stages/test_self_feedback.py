@@ -11,6 +11,7 @@ import pytest
 from configs import base as base_config
 from pasmr_jax.data import synthetic
 from pasmr_jax.data.questions import Question
+from pasmr_jax.experiment.evaluation import judge_accuracy
 from pasmr_jax.learning.update import Learner
 from pasmr_jax.models.config import TransformerConfig
 from pasmr_jax.models.transformer import init_params
@@ -311,3 +312,28 @@ def test_an_answer_that_reaches_the_stage_is_an_error(tokenizer, params):
 def test_rollout_records_are_plain_json(step):
   stage, *_ = step
   assert json.loads(json.dumps(stage.rollouts))[0]["responses"][0]["pivot_answers"] == ["15", "15"]
+
+
+def test_rollout_records_hold_the_vote_and_every_reward_term(step):
+  stage, *_ = step
+  german, _ = stage.rollouts
+  assert german["pivot"] == "en"
+  right, _, mistranslated, cut = german["responses"]
+  assert right["confidence"] == pytest.approx(5 / 6)
+  assert right["valid"] is True
+  assert right["length"] == pytest.approx(-right["tokens"] / 64)
+  assert (right["reasoning_consistent"], right["translation_consistent"]) == (True, True)
+  # Of BAD's two pivot answers one is the label; the cut-off response has no translation to solve.
+  assert [one["understanding"] for one in (right, mistranslated, cut)] == [1, 0.5, 0]
+  assert mistranslated["pivot_answers"] == ["9", "15"]
+  assert (cut["truncated"], cut["pivot_answers"]) == (True, [])
+  assert cut["tokens"] == right["tokens"] - 1
+
+
+def test_whether_labels_and_rewards_are_right_is_judged_against_gold(tokenizer, params):
+  """German votes 15, Spanish 7. With gold 15 and 8 Spanish labels, and what they pay, are wrong."""
+  stage, state, _ = _stage(tokenizer, params)
+  questions = [dataclasses.replace(GERMAN, answer="15"), dataclasses.replace(SPANISH, answer="8")]
+  found = judge_accuracy(stage, state, questions)
+  # All four German rewards say rightly who is right; all four Spanish ones do not.
+  assert found == {"label_accuracy": 0.5, "reward_accuracy": 0.5}
