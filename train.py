@@ -17,6 +17,7 @@ from pasmr_jax.experiment import summary, validation
 from pasmr_jax.experiment.checkpoint import Checkpoints
 from pasmr_jax.experiment.evaluation import Evaluator
 from pasmr_jax.experiment.metrics import Metrics, Timer
+from pasmr_jax.experiment.report import write_report
 from pasmr_jax.experiment.setup import Run, make_run
 from pasmr_jax.parallel.mesh import initialize_distributed
 
@@ -82,6 +83,7 @@ def main(_):
     for name in config.stages:
       train_stage(run, name, metrics, evaluator)
       evaluator.test(name)
+      write_report([workdir], workdir / "report.html")
   summary.print_accuracy(workdir, config, config.stages)
 
 

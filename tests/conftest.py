@@ -14,6 +14,8 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 import pytest
 
+from tests import runs
+
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 
 
@@ -24,3 +26,23 @@ def shared_data() -> pathlib.Path:
   if not folder.is_dir():
     pytest.skip("the real question sets are not at ../shared/data")
   return folder
+
+
+@pytest.fixture(scope="session")
+def compiled(tmp_path_factory) -> pathlib.Path:
+  """The compilation cache of all runs."""
+  return tmp_path_factory.mktemp("compiled")
+
+
+@pytest.fixture(scope="session")
+def environment(compiled) -> dict[str, str]:
+  return runs.environment(compiled, devices=2)
+
+
+@pytest.fixture(scope="session")
+def uninterrupted(environment, tmp_path_factory):
+  """A run of all stages that nothing disturbed, and what it printed."""
+  workdir = tmp_path_factory.mktemp("uninterrupted")
+  finished = runs.run(runs.command(workdir), environment)
+  assert finished.returncode == 0, finished.stderr[-3000:]
+  return workdir, finished

@@ -176,10 +176,12 @@ class Checkpoints:
     record = self._record(step)
     wanted = dataclasses.asdict(model)
     wanted["attention_pattern"] = list(model.attention_pattern)
+    # A field that is newer than the checkpoint has, there, the default that changes nothing.
+    found = {field.name: field.default for field in dataclasses.fields(model)} | record["model"]
     differences = [
-      f"{name} is {record['model'].get(name)!r}, expected {value!r}"
+      f"{name} is {found[name]!r}, expected {value!r}"
       for name, value in wanted.items()
-      if name not in _COMPUTED and record["model"].get(name) != value
+      if name not in _COMPUTED and found[name] != value
     ]
     if differences:
       raise ValueError(

@@ -62,11 +62,13 @@ def estimate(
   return advantages.astype(np.float32)
 
 
-def zero_variance_share(rewards: Float[np.ndarray, "Q G"], valid: Bool[np.ndarray, "Q G"]) -> float:
-  """The share of questions whose valid rewards are all alike: they teach nothing."""
+def zero_variance(
+  rewards: Float[np.ndarray, "Q G"], valid: Bool[np.ndarray, "Q G"]
+) -> Bool[np.ndarray, " Q"]:
+  """The questions whose valid rewards are all alike: they teach nothing."""
   highest = np.where(valid, rewards, -np.inf).max(axis=1)
   lowest = np.where(valid, rewards, np.inf).min(axis=1)
-  return float((highest <= lowest).mean())
+  return highest <= lowest
 
 
 def token_advantages(

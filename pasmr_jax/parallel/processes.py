@@ -1,5 +1,8 @@
 """What the processes of a run tell each other; with one process everything stays where it is."""
 
+from collections.abc import Mapping, Sequence
+from typing import Any
+
 import jax
 import numpy as np
 from jax.experimental import multihost_utils
@@ -20,13 +23,78 @@ def global_max(value: int) -> int:
   return int(np.max(multihost_utils.process_allgather(np.int64(value))))
 
 
+def global_sum(value: int) -> int:
+  """The sum of the processes' values."""
+  if jax.process_count() == 1:
+    return value
+  return int(np.sum(multihost_utils.process_allgather(np.int64(value))))
+
+
+def global_means(values: Mapping[str, Sequence[float]]) -> dict[str, float]:
+  """The mean of each list over all processes, 0 of an empty one; all processes have the names."""
+  sums = _summed(np.array([(np.sum(one, dtype=np.float64), len(one)) for one in values.values()]))
+  return {
+    name: float(total / max(count, 1)) for name, (total, count) in zip(values, sums, strict=True)
+  }
+
+
+def gather_rows(tree: Any) -> Any:
+  """The rows of all processes, in order of processes, in each of them.
+
+  Args:
+    tree: of numpy arrays, rows first; processes may have different numbers of rows.
+  """
+  if jax.process_count() == 1:
+    return tree
+  rows = len(jax.tree.leaves(tree)[0])
+  counts = np.asarray(multihost_utils.process_allgather(np.int64(rows)))
+  most = int(counts.max())
+
+  def gather(array: np.ndarray) -> np.ndarray:
+    padded = np.zeros((most, *array.shape[1:]), array.dtype)
+    padded[:rows] = array
+    gathered = np.asarray(multihost_utils.process_allgather(padded))
+    return np.concatenate([part[:count] for part, count in zip(gathered, counts, strict=True)])
+
+  return jax.tree.map(gather, tree)
+
+
+def own_rows(tree: Any) -> Any:
+  """This process's equal share of rows that every process has."""
+  each = len(jax.tree.leaves(tree)[0]) // jax.process_count()
+  first = each * jax.process_index()
+  return jax.tree.map(lambda array: array[first : first + each], tree)
+
+
+def gather_text(text: str) -> list[str]:
+  """The text of every process, in order of processes, in each of them."""
+  if jax.process_count() == 1:
+    return [text]
+  data = np.frombuffer(text.encode(), np.uint8)
+  padded = np.zeros(max(1, global_max(data.size)), np.uint8)
+  padded[: data.size] = data
+  sizes = multihost_utils.process_allgather(np.int64(data.size))
+  rows = multihost_utils.process_allgather(padded)
+  return [
+    bytes(row[: int(size)]).decode()
+    for row, size in zip(np.asarray(rows), np.asarray(sizes), strict=True)
+  ]
+
+
 def global_moments(values: np.ndarray) -> tuple[float, float]:
   """Mean and standard deviation over the values of all processes; 0 and 0 of none."""
-  sums = np.array([values.size, values.sum(), (values**2).sum()], np.float64)
-  if jax.process_count() > 1:
-    sums = np.sum(multihost_utils.process_allgather(sums), axis=0)
-  count, total, squares = sums
+  exact = values.astype(np.float64)
+  count, total, squares = _summed(np.array([exact.size, exact.sum(), (exact**2).sum()]))
   if count == 0:
     return 0.0, 0.0
   mean = total / count
   return float(mean), float(np.sqrt(max(squares / count - mean**2, 0.0)))
+
+
+def _summed(array: np.ndarray) -> np.ndarray:
+  """The sum of the processes' float64 arrays."""
+  if jax.process_count() == 1:
+    return array
+  # As bits: float64 would be cut to float32 on the way.
+  bits = np.asarray(multihost_utils.process_allgather(array.view(np.uint32)))
+  return np.sum(np.ascontiguousarray(bits).view(np.float64), axis=0)

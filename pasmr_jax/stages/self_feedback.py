@@ -130,11 +130,12 @@ class SelfFeedbackStage:
     reasoning, understanding = self._advantages(experience.judged)
     seen = self._summary(experience)
     self.rollouts = [
-      _rollout_record(*parts)
+      _rollout_record(self.config.pivot, *parts)
       for parts in zip(
         questions,
         experience.groups,
         experience.solved,
+        experience.scored,
         experience.judged,
         reasoning,
         understanding,
@@ -150,7 +151,9 @@ class SelfFeedbackStage:
     if self.rehearsal is not None:
       rehearsal = to_sequences(next(self.rehearsal), self.mesh)
     clock.lap("host")
-    tokens = sum(sample.ids.size for group in experience.groups for sample in group)
+    tokens = processes.global_sum(
+      sum(sample.ids.size for group in experience.groups for sample in group)
+    )
     seen |= {f"time/{name}": seconds for name, seconds in clock.seconds.items()}
     seen["trained_tokens"] = trained
     seen["throughput/rollout_tokens_per_second"] = tokens / clock.seconds["rollout"]
@@ -372,40 +375,56 @@ class SelfFeedbackStage:
     reasoning: np.ndarray,
     understanding: np.ndarray,
   ) -> tuple[list[losses.PolicyBatch], int]:
-    """The batches of this rollout's updates, and how many tokens of this process they teach."""
+    """The batches of this rollout's updates, and how many tokens they teach."""
     srl = self.config.srl
     samples = [sample for group in groups for sample in group]
     reasoning, understanding = reasoning.reshape(-1), understanding.reshape(-1)
     strength = np.abs(reasoning)
     if srl.credit == "split":
       strength = np.maximum(strength, np.abs(understanding))
-    chosen = advantages.most_extreme(strength, srl.update_rows // processes.process_count())
-    longest = max(len(samples[row].prompt) + samples[row].ids.size for row in chosen)
+    chosen = self._chosen(strength)
+    longest = max((len(samples[row].prompt) + samples[row].ids.size for row in chosen), default=1)
     longest = processes.global_max(longest)
     length = -(-longest // srl.length_bucket) * srl.length_bucket
-    rows = [
-      policy_row(
-        samples[row],
+
+    def row_of(row: int) -> losses.PolicyBatch:
+      sample = samples[row]
+      return policy_row(
+        sample,
         advantages.token_advantages(
           float(reasoning[row]),
           float(understanding[row]),
-          samples[row].ids.size,
-          samples[row].response.reasoning_start,
+          sample.ids.size,
+          sample.response.reasoning_start,
           srl.credit,
         ),
         length,
-        masked=srl.mask_truncated and samples[row].response.truncated,
+        masked=srl.mask_truncated and sample.response.truncated,
         aggregation=srl.aggregation,
       )
-      for row in chosen
-    ]
-    size = len(rows) // srl.inner_batches
-    batches = []
-    for first in range(0, size * srl.inner_batches, size):
-      stacked = jax.tree.map(lambda *arrays: np.stack(arrays), *rows[first : first + size])
-      batches.append(self._with_scores(state, meshes.shard_batch(stacked, self.mesh)))
-    trained = sum(int(np.count_nonzero(row.sequences.weights)) for row in rows)
-    return batches * srl.inner_epochs, trained
+
+    # One row too many and cut again: a process of which no row was chosen still has the shapes.
+    rows = [row_of(row) for row in (*chosen, 0)]
+    stacked = jax.tree.map(lambda *arrays: np.stack(arrays)[:-1], *rows)
+    trained = processes.global_sum(int(np.count_nonzero(stacked.sequences.weights)))
+    if srl.inner_batches == 1 and srl.update_rows == 0:
+      batches = [stacked]
+    else:
+      everyone = processes.gather_rows(stacked)
+      size = len(everyone.advantages) // srl.inner_batches
+      parts = [slice(first, first + size) for first in range(0, size * srl.inner_batches, size)]
+      batches = [
+        processes.own_rows(jax.tree.map(lambda array, part=part: array[part], everyone))
+        for part in parts
+      ]
+    scored = [self._with_scores(state, meshes.shard_batch(one, self.mesh)) for one in batches]
+    return scored * srl.inner_epochs, trained
+
+  def _chosen(self, strength: np.ndarray) -> list[int]:
+    """Which rows of this process are among the `update_rows` strongest of all processes."""
+    chosen = advantages.most_extreme(processes.gather_rows(strength), self.config.srl.update_rows)
+    first = processes.process_index() * strength.size
+    return [int(row) - first for row in chosen if first <= row < first + strength.size]
 
   def _with_scores(self, state: TrainState, batch: losses.PolicyBatch) -> losses.PolicyBatch:
     srl = self.config.srl
@@ -419,11 +438,10 @@ class SelfFeedbackStage:
     return batch
 
   def _summary(self, experience: Experience) -> dict[str, float]:
-    """What is logged every step of this process' questions (docs/method.md lists it)."""
+    """What is logged every step, over the questions of all processes (docs/method.md lists it)."""
     questions, groups, judged = experience.questions, experience.groups, experience.judged
     samples = [sample for group in groups for sample in group]
     flat = [one for group in experience.scored for one in group]
-    mean = lambda values: float(np.mean(values)) if len(values) else 0.0  # noqa: E731
     translated = [
       (question.text, sample.response.translation)
       for question, group in zip(questions, groups, strict=True)
@@ -433,29 +451,28 @@ class SelfFeedbackStage:
     lengths = [len(self.tokenizer.encode(text)) for _, text in translated]
     reward = np.stack([one.reward for one in judged])
     valid = np.stack([one.valid for one in judged])
-    return {
-      "reward": float(reward.mean()),
-      "reward/agreement": mean([one.agreement for one in judged]),
-      "reward/understanding": mean([one.understanding for one in judged]),
-      "reward/format": mean([one.format for one in judged]),
-      "reward/language": mean([one.language for one in judged]),
-      "reward/length": mean([one.length for one in judged]),
-      "vote_confidence": mean([vote.confidence for one in judged for vote in one.votes]),
-      "label_rate": float(valid.mean()),
-      "zero_variance_share": advantages.zero_variance_share(reward, valid),
-      "well_formed_rate": mean([one.well_formed for one in flat]),
-      "truncation_rate": mean([sample.response.truncated for sample in samples]),
-      "answered_rate": mean([sample.answer is not None for sample in samples]),
-      "language/reasoning": mean([one.reasoning_consistent for one in flat]),
-      "language/translation": mean([one.translation_consistent for one in flat]),
-      "translation_number_recall": mean([rewards.number_recall(*pair) for pair in translated]),
-      "translation_length": mean(lengths),
-      "response_length": mean([sample.ids.size for sample in samples]),
-      "answer_entropy": mean([votes.entropy([s.answer for s in group]) for group in groups]),
-      "distinct_translations": mean(
-        [len({s.response.translation for s in group}) for group in groups]
-      ),
+    values = {
+      "reward": reward.reshape(-1),
+      "reward/agreement": np.concatenate([one.agreement for one in judged]),
+      "reward/understanding": np.concatenate([one.understanding for one in judged]),
+      "reward/format": np.concatenate([one.format for one in judged]),
+      "reward/language": np.concatenate([one.language for one in judged]),
+      "reward/length": np.concatenate([one.length for one in judged]),
+      "vote_confidence": [vote.confidence for one in judged for vote in one.votes],
+      "label_rate": valid.reshape(-1),
+      "zero_variance_share": advantages.zero_variance(reward, valid),
+      "well_formed_rate": [one.well_formed for one in flat],
+      "truncation_rate": [sample.response.truncated for sample in samples],
+      "answered_rate": [sample.answer is not None for sample in samples],
+      "language/reasoning": [one.reasoning_consistent for one in flat],
+      "language/translation": [one.translation_consistent for one in flat],
+      "translation_number_recall": [rewards.number_recall(*pair) for pair in translated],
+      "translation_length": lengths,
+      "response_length": [sample.ids.size for sample in samples],
+      "answer_entropy": [votes.entropy([s.answer for s in group]) for group in groups],
+      "distinct_translations": [len({s.response.translation for s in group}) for group in groups],
     }
+    return processes.global_means(values)
 
 
 def policy_row(
@@ -489,9 +506,11 @@ def policy_row(
 
 
 def _rollout_record(
+  pivot: str,
   question: Question,
   group: Sequence[Sample],
   solved: Sequence[Solutions],
+  scored: Sequence[rewards.Scored],
   judged: rewards.Rewards,
   reasoning: np.ndarray,
   understanding: np.ndarray,
@@ -501,6 +520,7 @@ def _rollout_record(
   return {
     "id": question.id,
     "language": question.language,
+    "pivot": pivot,
     "question": question.text,
     "pooled_label": show(judged.pooled.label),
     "pooled_confidence": judged.pooled.confidence,
@@ -511,17 +531,26 @@ def _rollout_record(
         "answer": show(sample.answer),
         "well_formed": sample.response.well_formed,
         "truncated": sample.response.truncated,
+        "reasoning_consistent": described.reasoning_consistent,
+        "translation_consistent": described.translation_consistent,
+        "tokens": described.tokens,
         "pivot_solutions": list(solutions.texts),
         "pivot_answers": [show(answer) for answer in solutions.answers],
         "label": show(judged.votes[place].label),
+        "confidence": judged.votes[place].confidence,
+        "valid": bool(judged.valid[place]),
         "reward": float(judged.reward[place]),
         "agreement": float(judged.agreement[place]),
+        "understanding": float(judged.understanding[place]),
         "format": float(judged.format[place]),
         "language": float(judged.language[place]),
+        "length": float(judged.length[place]),
         "advantage": float(reasoning[place]),
         "understanding_advantage": float(understanding[place]),
       }
-      for place, (sample, solutions) in enumerate(zip(group, solved, strict=True))
+      for place, (sample, solutions, described) in enumerate(
+        zip(group, solved, scored, strict=True)
+      )
     ],
   }
 

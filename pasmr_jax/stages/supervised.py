@@ -16,6 +16,7 @@ from pasmr_jax.data.batches import Example, SupervisedBatch, padding_share
 from pasmr_jax.data.questions import Question
 from pasmr_jax.learning.losses import Sequences
 from pasmr_jax.learning.update import Learner, Metrics, TrainState
+from pasmr_jax.parallel import processes
 from pasmr_jax.parallel.mesh import shard_batch
 from pasmr_jax.text import prompts
 from pasmr_jax.text.tokenizer import Tokenizer
@@ -79,8 +80,8 @@ class SupervisedStage:
     """The next batch on the devices, and what is known of it before learning."""
     del state, step  # supervised data depends on neither
     batch = next(self.batches)
-    trained = int(np.sum(batch.loss_mask > 0))
-    seen = {"padding_share": padding_share(batch), "trained_tokens": trained}
+    seen = processes.global_means({"padding_share": [padding_share(batch)]})
+    seen["trained_tokens"] = processes.global_sum(int(np.sum(batch.loss_mask > 0)))
     return to_sequences(batch, self.mesh), seen
 
   def update(self, state: TrainState, batch: Any) -> tuple[TrainState, Metrics]:

@@ -1,0 +1,100 @@
+"""Two processes of four devices are one of eight: same metrics, and each other's checkpoints."""
+
+import pathlib
+import shutil
+import socket
+import subprocess
+
+import pytest
+
+from pasmr_jax.experiment.metrics import without_measured
+from tests import runs
+
+STEPS = 10
+
+
+def _command(start: pathlib.Path, workdir: pathlib.Path) -> list[str]:
+  """Self-feedback from the parameters of `start`."""
+  changes = {
+    "stages": "('srl',)",
+    "init_from": str(start),
+    "srl.steps": STEPS,
+    "srl.inner_batches": 2,
+    "checkpoint.every": 5,
+    "evaluation.every": 0,
+  }
+  return runs.command(workdir, **changes)
+
+
+def _one_process(command: list[str], compiled: pathlib.Path) -> None:
+  finished = runs.run(command, runs.environment(compiled, devices=8))
+  assert finished.returncode == 0, finished.stderr[-3000:]
+
+
+def _two_processes(command: list[str], compiled: pathlib.Path) -> None:
+  with socket.socket() as free:
+    free.bind(("127.0.0.1", 0))
+    port = free.getsockname()[1]
+  environment = runs.environment(compiled, devices=4) | {
+    "JAX_COORDINATOR_ADDRESS": f"127.0.0.1:{port}",
+    "JAX_NUM_PROCESSES": "2",
+  }
+  processes = [
+    subprocess.Popen(
+      command,
+      env=environment | {"JAX_PROCESS_ID": str(number)},
+      cwd=runs.ROOT,
+      stdout=subprocess.PIPE,
+      stderr=subprocess.STDOUT,
+      text=True,
+    )
+    for number in range(2)
+  ]
+  try:
+    said = [process.communicate(timeout=300)[0] for process in processes]
+  finally:
+    for process in processes:
+      process.kill()
+  assert [process.returncode for process in processes] == [0, 0], said[0][-3000:] + said[1][-3000:]
+
+
+def _learned(workdir: pathlib.Path) -> list[dict]:
+  """What every step's metrics say, times aside, and the evaluations."""
+  return [without_measured(line) for line in runs.read_lines(workdir / "metrics.jsonl")]
+
+
+def _assert_close(found: list[dict], expected: list[dict]) -> None:
+  assert [line["step"] for line in found] == [line["step"] for line in expected]
+  for one, other in zip(found, expected, strict=True):
+    assert one == pytest.approx(other, rel=1e-5, abs=1e-5)
+
+
+@pytest.fixture(scope="module")
+def whole(compiled, uninterrupted, tmp_path_factory):
+  """Ten steps of one process, and of two."""
+  start, _ = uninterrupted
+  one, two = tmp_path_factory.mktemp("one"), tmp_path_factory.mktemp("two")
+  _one_process(_command(start, one), compiled)
+  _two_processes(_command(start, two), compiled)
+  return start, one, two
+
+
+@pytest.mark.slow
+def test_two_processes_learn_what_one_does(whole):
+  _, one, two = whole
+  assert len([line for line in _learned(one) if "loss" in line]) == STEPS
+  _assert_close(_learned(two), _learned(one))
+  assert any(line.get("policy_loss") for line in _learned(one))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("go_on", [_one_process, _two_processes])
+def test_either_goes_on_from_the_others_checkpoint(whole, compiled, tmp_path, go_on):
+  start, one, two = whole
+  stopped = tmp_path / "stopped"
+  shutil.copytree(two if go_on is _one_process else one, stopped)
+  shutil.rmtree(stopped / "checkpoints" / "srl" / str(STEPS))
+  shutil.rmtree(stopped / "results")
+  go_on(_command(start, stopped), compiled)
+  _assert_close(_learned(stopped), _learned(one))
+  assert (stopped / "results" / "srl.json").exists()
