@@ -3,7 +3,15 @@
     python eval.py --config=configs/tiny.py --workdir=runs/tiny
     python eval.py --config=configs/tiny.py --workdir=runs/tiny --stage=srl --step=best
 
-Other questions: `--config.data.test="('mgsm:DIR/mgsm_{language}.tsv',)"`.
+A published set, eight worked examples, and the harness' scoring rule:
+
+    python eval.py --config=configs/pasmr_gemma.py:1b --workdir=DIR --stage=pretrained \\
+      --config.data.root=DATA --config.data.test="('mgsm',)" --config.evaluation.ask=native_cot \\
+      --config.evaluation.exemplars=8 --config.evaluation.exemplar_file=DATA/mgsm/exemplars.json \\
+      --scoring=lm_eval
+
+Started again, an interrupted evaluation goes on where it stopped. Two evaluations are compared by
+`python -m pasmr_jax.experiment.comparison`; docs/evaluation.md has every rule with an example.
 """
 
 import pathlib
@@ -13,15 +21,39 @@ from absl import app, flags, logging
 from ml_collections import config_flags
 
 from pasmr_jax import Config
+from pasmr_jax.data.pools import set_name
 from pasmr_jax.experiment import summary, validation
 from pasmr_jax.experiment.evaluation import Evaluator
+from pasmr_jax.experiment.report import write_report
+from pasmr_jax.experiment.scoring import SCORINGS
 from pasmr_jax.experiment.setup import last_stage, make_run
 from pasmr_jax.parallel.mesh import initialize_distributed
 
 CONFIG = config_flags.DEFINE_config_file("config", None, "Configuration file.", lock_config=True)
 WORKDIR = flags.DEFINE_string("workdir", None, "Work directory of the run.")
-STAGE = flags.DEFINE_enum("stage", "last", ["last", *validation.STAGES], "Stage of the checkpoint.")
+STAGE = flags.DEFINE_enum(
+  "stage",
+  "last",
+  ["last", "pretrained", *validation.STAGES],
+  "Stage of the checkpoint; 'pretrained' evaluates model.pretrained as it is.",
+)
 STEP = flags.DEFINE_string("step", "last", "Step of the checkpoint: a number, 'last' or 'best'.")
+SCORING = flags.DEFINE_enum("scoring", None, SCORINGS, "Sets evaluation.scoring.")
+NAME = flags.DEFINE_string("name", None, "Name of the results, if not made from what is evaluated.")
+
+
+def results_name(checkpoint: str, config: Config) -> str:
+  """`eval_srl_300`, and what differs from asking the run's own test questions in its own way."""
+  evaluation = config.evaluation
+  sets = [set_name(source) for source in config.data.test]
+  parts = ["eval", checkpoint, *(name for name in sets if name is not None)]
+  if evaluation.ask != "pasmr":
+    parts.append(evaluation.ask)
+  if evaluation.exemplars:
+    parts.append(f"{evaluation.exemplars}shot")
+  if evaluation.scoring != "pasmr":
+    parts.append(evaluation.scoring)
+  return "_".join(parts)
 
 
 def main(_):
@@ -29,15 +61,29 @@ def main(_):
   config: Config = CONFIG.value
   workdir = pathlib.Path(str(WORKDIR.value))
   initialize_distributed()
-  stage = last_stage(workdir) if STAGE.value == "last" else STAGE.value
+  stage = STAGE.value
+  if stage == "pretrained":
+    # Its parameters are those that a first stage would begin with.
+    stage, config.init_from = "pam", ""
+    if not config.model.pretrained:
+      raise ValueError("--stage=pretrained: model.pretrained is ''; expected weights to evaluate")
+  elif stage == "last":
+    stage = last_stage(workdir)
   config.stages = (stage,)
+  if SCORING.value:
+    config.evaluation.scoring = SCORING.value
   validation.check(config)
   run = make_run(config, workdir, pools=("test",))
   with jax.set_mesh(run.mesh):
-    params, step = run.checkpoint_params(stage, STEP.value)
-    name = f"{stage}_{step}"
-    Evaluator(run).write(params, f"eval_{name}")
-  summary.print_accuracy(workdir, config, [f"eval_{name}"])
+    if STAGE.value == "pretrained":
+      params, checkpoint = run.start_params(stage), "pretrained"
+    else:
+      params, step = run.checkpoint_params(stage, STEP.value)
+      checkpoint = f"{stage}_{step}"
+    name = NAME.value or results_name(checkpoint, config)
+    Evaluator(run, progress=config.log.progress).write(params, name)
+    write_report([workdir], workdir / "report.html")
+  summary.print_measures(workdir, config, name)
 
 
 if __name__ == "__main__":

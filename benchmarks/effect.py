@@ -23,7 +23,7 @@ import sys
 import time
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
-STEPS = 150
+STEPS = 200
 ARMS = {
   "pivot": {"feedback.source": "pivot"},
   "gold": {"feedback.source": "gold"},

@@ -78,6 +78,7 @@ def prompt() -> ConfigDict:
 def data() -> ConfigDict:
   """Each pool is a tuple of sources 'FORMAT:LOCATION[START:STOP]' (see data/pools.py).
 
+  In `development` and `test` a source may be the name of a published set: 'mgsm', 'msvamp[:100]'.
   `{language}` in a location stands for each language of the pool, `{target}` for each target
   language, `{root}` for `data.root`.
   """
@@ -145,7 +146,8 @@ def srl() -> ConfigDict:
   config.inner_batches = 1  # optimizer steps a rollout, each on a part of its rows
   config.inner_epochs = 1  # passes over a rollout
   config.microbatches = 1  # gradient accumulation inside one optimizer step
-  config.length_bucket = 32  # rows are padded to a multiple of this
+  config.row_length = 0  # responses are packed into rows of so many tokens; 0: as the longest
+  config.row_bucket = 8  # the number of rows is padded to a multiple of this
   config.mask_truncated = True  # truncated responses have no gradient
   config.advantage = "dr_grpo"  # grpo, dr_grpo, rloo or reinforce_pp
   config.credit = "split"  # all: one advantage a response; split: translation and reasoning apart
@@ -197,11 +199,21 @@ def evaluation() -> ConfigDict:
   config.every = 100  # steps between development evaluations; 0 is only at a stage's end
   config.development_questions = 50  # a language; 0 is all
   config.test_questions = 0  # a language, after each stage; 0 is all
-  config.sampled = True  # also with temperature 1 besides greedy
+  config.sampled = True  # also by sampling, besides greedy
+  config.temperature = 1.0  # of sampling
+  config.samples = 1  # n of mean@n and maj@n: samples a test question
   config.label_questions = 0  # development questions on which SRL's labels are checked; 0 is none
-  config.batch_size = 128  # questions decoded together
+  config.batch_size = 128  # responses decoded together
   config.max_new_tokens = 128
-  config.max_prompt_length = 128
+  config.max_prompt_length = 128  # questions with a longer prompt are counted and left out
+  # How questions are asked and answers judged; docs/evaluation.md has all of it with examples.
+  config.ask = "pasmr"  # pasmr, native_cot, english_cot, direct, translate or reference
+  config.exemplars = 0  # worked examples before the question, 0 to 8; 0 for pasmr
+  config.exemplar_file = ""  # MGSM's exemplars.json, or one like it
+  config.template = "{question}"  # around a chain-of-thought prompt: the turn of a chat model
+  config.stop = ("\n\n",)  # texts that end an answer after worked examples
+  config.scoring = "pasmr"  # accuracy by: pasmr, lm_eval, lm_eval_flexible or mathoctopus
+  config.pivot_agreement = False  # also ask the model its own translation, and compare (pasmr)
   return config
 
 

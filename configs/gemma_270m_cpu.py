@@ -31,7 +31,8 @@ def get_config():
   config.srl.max_new_tokens = 128
   config.srl.max_pivot_tokens = 96
   config.srl.microbatches = 4
-  config.srl.length_bucket = 64
+  config.srl.row_length = 384
+  config.srl.row_bucket = 4
   config.srl.rehearsal_weight = 0.0
   config.feedback.pivot_samples = 2
   config.rollout.prompt_bucket = 64

@@ -21,7 +21,7 @@ def get_config():
 
   config.data.pivot = ("synthetic:30000",)
   config.data.translation = ("synthetic:6000",)
-  config.data.target = ("synthetic:100",)
+  config.data.target = ("synthetic:30",)
   config.data.triplets = ("synthetic:20",)
   config.data.srl = ("synthetic:2000",)
   config.data.development = ("synthetic:100",)
@@ -38,12 +38,12 @@ def get_config():
   config.pam.mixture.pivot = 0.7  # also the rehearsal that keeps English while SRL runs
   config.pam.mixture.triplets = 0.3
 
-  config.srl.steps = 150
+  config.srl.steps = 200
   config.srl.max_prompt_length = 64
   config.srl.max_new_tokens = 72
   config.srl.max_pivot_tokens = 40
   config.srl.update_rows = 48
-  config.srl.length_bucket = 16
+  config.srl.row_length = 256
   config.srl.understanding_weight = 0.0  # translations are right already: teach the reasoning
   config.srl.rehearsal_weight = 1.0
   config.srl.rehearsal_rows = 8

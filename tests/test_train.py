@@ -1,6 +1,7 @@
 """train.py as a user runs it: all stages, killed and started again, with garbage for gold."""
 
 import json
+import pathlib
 import signal
 import subprocess
 import time

@@ -147,6 +147,28 @@ def fit_examples(examples: Sequence[Example], max_length: int) -> tuple[list[Exa
   return kept, len(examples) - len(kept)
 
 
+def first_fit(lengths: Sequence[int], room: int) -> list[list[int]]:
+  """Which items share a row of `room` tokens: each goes, in order, to the first row with room.
+
+  >>> first_fit([5, 4, 3, 2], 8)
+  [[0, 2], [1, 3]]
+
+  Raises ValueError for an item that fits no row.
+  """
+  rows: list[list[int]] = []
+  left: list[int] = []
+  for item, length in enumerate(lengths):
+    if length > room:
+      raise ValueError(f"item {item} has {length} tokens, expected at most {room}")
+    row = next((row for row, tokens in enumerate(left) if tokens >= length), len(rows))
+    if row == len(rows):
+      rows.append([])
+      left.append(room)
+    rows[row].append(item)
+    left[row] -= length
+  return rows
+
+
 def padding_share(batch: SupervisedBatch) -> float:
   """Share of a batch's token places that hold no example, from 0 to 1."""
   return float(np.mean(batch.segment_ids == 0))

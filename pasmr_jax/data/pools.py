@@ -6,6 +6,7 @@ A pool, such as `config.data.triplets`, is a tuple of sources `FORMAT:LOCATION[S
     mgsm:{root}/mgsm/mgsm_{language}.tsv        a file a language
     parallel:{root}/{language}.jsonl[:2000]     its first 2,000 questions
     huggingface:openai/gsm8k,main,test          id, subset, split; columns by data.columns
+    msvamp[:100]                                a published evaluation set (data/sets.py)
 
 FORMAT is `synthetic` or one of `questions.FORMATS`. `{language}` stands for every language of the
 pool: the pivot for `pivot`, all languages for `development` and `test`, the targets otherwise;
@@ -13,7 +14,8 @@ pool: the pivot for `pivot`, all languages for `development` and `test`, the tar
 is read once, and of its questions those in the pool's languages are kept.
 
 A pool carries only what its use may know: solutions for supervised pools, answers for development
-and test, and for `srl` nothing, unless feedback.source is gold.
+and test, and for `srl` nothing, unless feedback.source is gold. An evaluation set is read by
+development and test only, so that nothing is trained on it by its name.
 """
 
 import dataclasses
@@ -21,13 +23,14 @@ import re
 from collections.abc import Sequence
 
 from pasmr_jax import Config
-from pasmr_jax.data import synthetic
+from pasmr_jax.data import sets, synthetic
 from pasmr_jax.data.questions import FORMATS, Question, read_questions
 
 NAMES = ("pivot", "translation", "target", "triplets", "srl", "development", "test")
 _SOLVED = ("pivot", "target", "triplets")
 _SPLITS = {"development": "development", "test": "test"}
 _SOURCE = re.compile(r"(?P<format>\w+):(?P<location>.*?)(?:\[(?P<start>\d*):(?P<stop>\d*)\])?")
+_SET = re.compile(r"(?P<name>\w+)(?:\[(?P<start>\d*):(?P<stop>\d*)\])?")
 _FIELDS = ("id", "text", "pivot_text", "solution", "answer")
 
 
@@ -43,22 +46,45 @@ def read_pool(name: str, config: Config) -> list[Question]:
   questions = []
   for source in config.data[name]:
     key = f"data.{name}: source {source!r}"
+    if set_name(source) is not None:
+      questions += _read_set(name, source, languages, config, key)
+      continue
     match = _SOURCE.fullmatch(source)
     if match is None or match["format"] not in ("synthetic", *FORMATS):
       raise ValueError(
         f"{key}: expected FORMAT:LOCATION or FORMAT:LOCATION[START:STOP] with FORMAT one of"
-        f" {', '.join(('synthetic', *FORMATS))}"
+        f" {', '.join(('synthetic', *FORMATS))}, or one of the sets {', '.join(sets.SETS)}"
       )
-    begin, end = (int(match[side]) if match[side] else None for side in ("start", "stop"))
     if match["format"] == "synthetic":
       pieces = [_synthetic(name, match["location"], language, config) for language in languages]
     else:
       pieces = _read(name, match["format"], match["location"], languages, config, answers, key)
     for piece in pieces:
-      questions += piece[begin:end]
+      questions += piece[_slice(match)]
   return [
     question if answers else dataclasses.replace(question, answer=None) for question in questions
   ]
+
+
+def set_name(source: str) -> str | None:
+  """The evaluation set that a source stands for, if it is one by name."""
+  match = _SET.fullmatch(source)
+  return match["name"] if match is not None and match["name"] in sets.SETS else None
+
+
+def _slice(match: re.Match[str]) -> slice:
+  begin, end = (int(match[side]) if match[side] else None for side in ("start", "stop"))
+  return slice(begin, end)
+
+
+def _read_set(
+  name: str, source: str, languages: Sequence[str], config: Config, key: str
+) -> list[Question]:
+  match = _SET.fullmatch(source)
+  if match is None or name not in _SPLITS:
+    raise ValueError(f"{key}: an evaluation set is for data.development and data.test only")
+  found = sets.read_set(match["name"], languages, config.data.root, config.pivot)
+  return [question for questions in found.values() for question in questions[_slice(match)]]
 
 
 def pool_languages(name: str, config: Config) -> tuple[str, ...]:
@@ -121,11 +147,14 @@ def _read(
     if not kept:
       raise ValueError(f"{key}: no question in {', '.join(languages)}")
     return [kept]
-  return [
-    read(
+  pieces = {
+    language: read(
       path.replace("{language}", language),
       subset.replace("{language}", language) if subset else None,
       language,
     )
     for language in languages
-  ]
+  }
+  if name in _SPLITS and format == "mgsm":
+    pieces = sets.with_references(pieces, config.pivot)
+  return list(pieces.values())

@@ -1,151 +1,48 @@
 """Accuracy per language of a model on questions with gold answers: the only reader of gold.
 
-`evaluate` asks every question the way the model was trained to be asked, reads the final answer and
-compares it with gold, by exact value. `judge_accuracy` measures the method itself: how often the
-label that self-feedback would train on is right, and how often the reward is.
+`Evaluator.write` narrates an evaluation: the questions are asked in chunks (`asking.py`), each
+process its share; every chunk's answers are judged (`measures.judge`), written down (`items.py`)
+and, in the end, summed up (`measures.measure`). An evaluation that was interrupted asks what it has
+not asked yet. `judge_accuracy` measures the method itself: how often the label that self-feedback
+would train on is right, and how often the reward is.
 """
 
 import collections
 import dataclasses
 import json
-import pathlib
 from collections.abc import Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Key
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from pasmr_jax import Config
 from pasmr_jax.data.questions import Question
-from pasmr_jax.experiment.setup import Run, Stage
+from pasmr_jax.experiment.asking import Asking
+from pasmr_jax.experiment.items import (
+  Item,
+  PartialItems,
+  Response,
+  to_line,
+  to_response,
+  write_whole,
+)
+from pasmr_jax.experiment.measures import (
+  gold_answer,
+  has_unreadable_formula,
+  judge,
+  measure,
+  summarize,
+)
+from pasmr_jax.experiment.setup import Run, Stage, say
+from pasmr_jax.experiment.setup import source as model_source
+from pasmr_jax.feedback import language_id
 from pasmr_jax.learning.update import TrainState
-from pasmr_jax.parallel.processes import process_index
-from pasmr_jax.rollout.engine import Engine, stable_id
-from pasmr_jax.rollout.sampling import make_sampling
+from pasmr_jax.parallel import processes
+from pasmr_jax.rollout.engine import stable_id
 from pasmr_jax.stages.self_feedback import Clock, SelfFeedbackStage
-from pasmr_jax.text import prompts
-from pasmr_jax.text.answers import read_answer, same_answer
-from pasmr_jax.text.tokenizer import Tokenizer
-
-
-@dataclasses.dataclass(frozen=True)
-class Item:
-  """One question, answered."""
-
-  id: str
-  language: str
-  gold: str
-  answer: str | None  # as read from the response
-  correct: bool
-  well_formed: bool
-  truncated: bool
-  tokens: int
-  translation: str | None
-  reasoning: str
-
-
-def evaluate(
-  params: Any,
-  questions: Sequence[Question],
-  *,
-  engine: Engine,
-  tokenizer: Tokenizer,
-  config: Config,
-  key: Key[Array, ""],
-  temperature: float,
-) -> list[Item]:
-  """Answers every question once.
-
-  Args:
-    params: laid out for decoding.
-    questions: with gold answers.
-    engine: decodes `config.evaluation.batch_size` questions together.
-    tokenizer: of the model.
-    config: the whole configuration.
-    key: of the draws; not used when greedy.
-    temperature: 0 is greedy.
-
-  Returns:
-    The items, in order.
-
-  Raises:
-    ValueError: a gold answer that cannot be read, or a prompt longer than
-      `evaluation.max_prompt_length`, naming the question.
-  """
-  evaluation = config.evaluation
-  rollouts = engine.generate(
-    params,
-    [prompts.question_prompt(tokenizer, config.prompt.question, q.text) for q in questions],
-    [f"{question.language}/{question.id}" for question in questions],
-    key,
-    make_sampling(temperature, tokenizer.stop_ids),
-    samples=1,
-    max_new_tokens=evaluation.max_new_tokens,
-    max_prompt_length=evaluation.max_prompt_length,
-  )
-  items = []
-  for row, question in enumerate(questions):
-    gold = gold_answer(question)
-    length = int(rollouts.lengths[row])
-    truncated = bool(rollouts.truncated[row])
-    ids = rollouts.tokens[row, :length].tolist()
-    response = prompts.split_response(tokenizer, ids, truncated)
-    answer = read_answer(response.reasoning, question.language)
-    items.append(
-      Item(
-        id=question.id,
-        language=question.language,
-        gold=question.answer or "",
-        answer=None if answer is None else str(answer.value),
-        correct=same_answer(answer, gold),
-        well_formed=response.well_formed,
-        truncated=truncated,
-        tokens=length,
-        translation=response.translation,
-        reasoning=response.reasoning,
-      )
-    )
-  return items
-
-
-def gold_answer(question: Question):
-  """The question's gold answer. Data sets write it in English style (1,234.5) in every language.
-
-  Raises:
-    ValueError: there is none, or it cannot be read.
-  """
-  gold = None if question.answer is None else read_answer(question.answer, "en")
-  if gold is None:
-    raise ValueError(
-      f"question {question.id!r} ({question.language}): gold answer {question.answer!r} cannot be"
-      " read; expected a number"
-    )
-  return gold
-
-
-def summarize(items: Sequence[Item], pivot: str) -> dict[str, float]:
-  """Accuracy per language (`accuracy/de`), their mean over targets, and well-formed share.
-
-  `target_accuracy` weighs languages alike; `pivot_accuracy` is there if the pivot was asked.
-  """
-  by_language: dict[str, list[Item]] = collections.defaultdict(list)
-  for item in items:
-    by_language[item.language].append(item)
-  accuracy = {
-    language: float(np.mean([item.correct for item in group]))
-    for language, group in sorted(by_language.items())
-  }
-  targets = [language for language in accuracy if language != pivot]
-  summary = {f"accuracy/{language}": value for language, value in accuracy.items()}
-  if targets:
-    summary["target_accuracy"] = float(np.mean([accuracy[language] for language in targets]))
-    asked = [item for language in targets for item in by_language[language]]
-    summary["well_formed_rate"] = float(np.mean([item.well_formed for item in asked]))
-    summary["truncation_rate"] = float(np.mean([item.truncated for item in asked]))
-  if pivot in accuracy:
-    summary["pivot_accuracy"] = accuracy[pivot]
-  return summary
 
 
 def judge_accuracy(
@@ -172,7 +69,7 @@ def judge_accuracy(
   experience = stage.judge(state, hidden, 2**31 - 1, Clock())
   label_right, reward_right = [], []
   for question, group, judged in zip(questions, experience.groups, experience.judged, strict=True):
-    gold = gold_answer(question).value
+    gold = gold_answer(question).answer.value
     for sample, vote, agreement, valid in zip(
       group, judged.votes, judged.agreement, judged.valid, strict=True
     ):
@@ -190,18 +87,25 @@ def judge_accuracy(
 class Evaluator:
   """Evaluates a run's policies on its development and test pools."""
 
-  def __init__(self, run: Run):
-    """Fails early: on gold answers that cannot be read and prompts over the limit."""
+  def __init__(self, run: Run, *, progress: bool = False):
+    """Fails early: on gold answers that cannot be read and prompts over the limit.
+
+    `progress` shows a bar of every evaluation of the test pool.
+    """
     self.run = run
-    evaluation = run.config.evaluation
+    self._progress = progress
+    config, evaluation = run.config, run.config.evaluation
     self.engine = run.engine(evaluation.batch_size)
     limits = {
       "development": evaluation.development_questions,
       "test": evaluation.test_questions,
     }
-    self._questions = {
-      pool: self._limited(pool, limit) for pool, limit in limits.items() if pool in run.pools
-    }
+    limits = {pool: limit for pool, limit in limits.items() if pool in run.pools}
+    asked = sorted({q.language for pool in limits for q in run.pools[pool]})
+    self._asking = Asking.make(config, self.engine, run.tokenizer, asked)
+    english = ("en",) if evaluation.ask == "english_cot" else ()
+    self._languages = _identifiable((*config.languages, config.pivot, *english))
+    self._questions = {pool: self._limited(pool, limit) for pool, limit in limits.items()}
 
   def _limited(self, pool: str, limit: int) -> list[Question]:
     """The first `limit` questions of each language (0 is all), those over-long left out."""
@@ -210,9 +114,14 @@ class Evaluator:
       if limit == 0 or len(taken[question.language]) < limit:
         taken[question.language].append(question)
     questions = [question for group in taken.values() for question in group]
+    formulas = [q for q in questions if has_unreadable_formula(q)]
+    if formulas:
+      say(f"{pool}: {len(formulas)} questions left out, whose gold formula has no exact value")
+      questions = [question for question in questions if question not in formulas]
     for question in questions:
       gold_answer(question)
-    return self.run.fitting(questions, self.run.config.evaluation.max_prompt_length, pool)
+    limit = self.run.config.evaluation.max_prompt_length
+    return self.run.fitting(questions, limit, pool, self._asking.prompt)
 
   def development(self, state: TrainState, stage: Stage) -> dict[str, float]:
     """`development/...` metrics of a state in training."""
@@ -220,7 +129,7 @@ class Evaluator:
     questions, pivot = self._questions["development"], self.run.config.pivot
     found = {}
     for way, temperature in self._ways():
-      summary = summarize(self._answer(params, questions, temperature), pivot)
+      summary = summarize(self._answer(params, questions, temperature, samples=1), pivot)
       prefix = "" if way == "greedy" else f"{way}/"
       found |= {f"{prefix}{name}": value for name, value in summary.items()}
     del params
@@ -238,41 +147,171 @@ class Evaluator:
       self.write(params, stage)
 
   def write(self, params: Any, name: str) -> None:
-    """Evaluates parameters on the test pool.
+    """Evaluates parameters on the test pool, going on where an interrupted evaluation stopped.
 
-    Writes every answered question to `results/NAME_greedy.jsonl` (and `_sampled`), and then the
-    summaries to `results/NAME.json`.
+    Writes every answered question to `results/NAME_greedy.jsonl` (and `_sampled`), and then all
+    measures to `results/NAME.json`.
     """
     results = self.run.workdir / "results"
+    config, questions = self.run.config, self._questions["test"]
     params = self.engine.lay_out(params)
-    summaries = {}
+    checksum = f"{float(_checksum(params)):.6g}"
+    references = {(q.language, q.id): q.pivot_text for q in questions if q.pivot_text}
+    measures, partials = {}, []
     for way, temperature in self._ways():
-      items = self._answer(params, self._questions["test"], temperature)
-      summaries[way] = summarize(items, self.run.config.pivot)
-      lines = [json.dumps(dataclasses.asdict(item), ensure_ascii=False) for item in items]
-      write_whole(results / f"{name}_{way}.jsonl", "\n".join(lines) + "\n")
-    write_whole(results / f"{name}.json", json.dumps(summaries, indent=2) + "\n")
+      samples = 1 if way == "greedy" else config.evaluation.samples
+      settings = self._fingerprint(questions, temperature, samples) | {"parameters": checksum}
+      partials.append(PartialItems(results / f"{name}_{way}.partial.jsonl", settings))
+      items = self._answer(params, questions, temperature, samples, partials[-1], f"{name}, {way}")
+      write_whole(results / f"{name}_{way}.jsonl", "\n".join(map(to_line, items)) + "\n")
+      measures[way] = measure(items, references, config.pivot, config.evaluation.scoring)
+    write_whole(results / f"{name}.json", json.dumps(measures, indent=2) + "\n")
+    for partial in partials:
+      partial.remove()
 
   def _ways(self) -> list[tuple[str, float]]:
+    evaluation = self.run.config.evaluation
     ways = [("greedy", 0.0)]
-    return [*ways, ("sampled", 1.0)] if self.run.config.evaluation.sampled else ways
+    return [*ways, ("sampled", evaluation.temperature)] if evaluation.sampled else ways
 
-  def _answer(self, params: Any, questions: Sequence[Question], temperature: float) -> list[Item]:
-    return evaluate(
-      params,
-      questions,
-      engine=self.engine,
-      tokenizer=self.run.tokenizer,
-      config=self.run.config,
-      key=jax.random.fold_in(jax.random.key(self.run.config.seed), stable_id("evaluation")),
-      temperature=temperature,
+  def _fingerprint(
+    self, questions: Sequence[Question], temperature: float, samples: int
+  ) -> dict[str, Any]:
+    """All that answers depend on but the parameters, in a form that a file can hold."""
+    config, evaluation = self.run.config, self.run.config.evaluation
+    asked = "\0".join(f"{q.language}/{q.id}/{q.text}/{q.pivot_text}" for q in questions)
+    return {
+      "questions": stable_id(asked),
+      "prompt.question": config.prompt.question,
+      "pivot": config.pivot,
+      "model": f"{model_source(config.model)} {config.model.dtype}",
+      "seed": config.seed,
+      "temperature": temperature,
+      "samples": samples,
+      "exemplars": stable_id(json.dumps(self._asking.exemplars)),
+      **{
+        f"evaluation.{key}": evaluation[key]
+        for key in ("ask", "template", "stop", "pivot_agreement")
+      },
+      **{f"evaluation.{key}": evaluation[key] for key in ("max_new_tokens", "max_prompt_length")},
+    }
+
+  def _answer(
+    self,
+    params: Any,
+    questions: Sequence[Question],
+    temperature: float,
+    samples: int,
+    partial: PartialItems | None = None,
+    use: str = "",
+  ) -> list[Item]:
+    """Answers all questions, in chunks of one layout whatever was answered before.
+
+    A chunk that an interrupted evaluation did not finish is asked again as a whole: so every
+    question is decoded in the company it would have had without the interruption.
+    """
+    evaluation = self.run.config.evaluation
+    size = max(1, evaluation.batch_size // samples)
+    chunks = [questions[begin : begin + size] for begin in range(0, len(questions), size)]
+    done = self._done(partial, chunks, samples)
+    key = jax.random.fold_in(jax.random.key(self.run.config.seed), stable_id("evaluation"))
+    items: list[Item] = []
+    with self._bar() as bar:
+      task = bar.add_task(use, total=len(questions))
+      for number, chunk in enumerate(chunks):
+        responses = done.get(number)
+        if responses is None:
+          responses = self._ask(params, chunk, temperature, samples, key)
+        judged = self._judge(responses, chunk, samples)
+        if partial is not None and number not in done:
+          partial.append(judged)
+        items += judged
+        bar.advance(task, len(chunk))
+    return items
+
+  def _done(
+    self, partial: PartialItems | None, chunks: Sequence[Sequence[Question]], samples: int
+  ) -> dict[int, list[Response]]:
+    """The responses of the chunks that were finished before, the same in every process."""
+    if partial is None:
+      return {}
+    found, refused = partial.read()
+    if refused:
+      say(f"{refused}: starting anew")
+    # Process 0 alone has read; the others need to know what is left to ask.
+    lines = processes.gather_text("\n".join(map(to_line, found)))[0].split("\n")
+    known = {r.key: r for line in lines if line for r in [to_response(json.loads(line))]}
+    done = {}
+    for number, chunk in enumerate(chunks):
+      keys = [(q.language, q.id, sample) for q in chunk for sample in range(samples)]
+      if all(key in known for key in keys):
+        done[number] = [known[key] for key in keys]
+    kept = [response for responses in done.values() for response in responses]
+    partial.start(kept)
+    if kept:
+      say(f"going on after {len(kept)} answers that an interrupted evaluation left")
+    return done
+
+  def _ask(
+    self,
+    params: Any,
+    chunk: Sequence[Question],
+    temperature: float,
+    samples: int,
+    key: jax.Array,
+  ) -> list[Response]:
+    """A chunk's responses, each process having asked every n-th question."""
+    count = processes.process_count()
+    mine = chunk[processes.process_index() :: count]
+    found = self._asking.responses(params, mine, temperature=temperature, samples=samples, key=key)
+    shares = [
+      [to_response(json.loads(line)) for line in text.split("\n") if line]
+      for text in processes.gather_text("\n".join(map(to_line, found)))
+    ]
+    return [
+      response
+      for place in range(len(chunk))
+      for response in shares[place % count][place // count * samples :][:samples]
+    ]
+
+  def _judge(
+    self, responses: Sequence[Response], chunk: Sequence[Question], samples: int
+  ) -> list[Item]:
+    config = self.run.config
+    return judge(
+      responses,
+      [question for question in chunk for _ in range(samples)],
+      way=config.evaluation.ask,
+      scoring=config.evaluation.scoring,
+      pivot=config.pivot,
+      languages=self._languages,
+    )
+
+  def _bar(self) -> Progress:
+    return Progress(
+      TextColumn("{task.description}"),
+      BarColumn(),
+      MofNCompleteColumn(),
+      TimeRemainingColumn(),
+      console=Console(stderr=True),
+      disable=not (self._progress and processes.process_index() == 0),
     )
 
 
-def write_whole(path: pathlib.Path, text: str) -> None:
-  """Writes a file so that it is there whole or not at all; from one process."""
-  if process_index() == 0:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_suffix(path.suffix + ".partial")
-    partial.write_text(text, encoding="utf-8")
-    partial.replace(path)
+def _identifiable(codes: Sequence[str]) -> tuple[str, ...] | None:
+  """The languages that texts may be in, or None where two of them cannot be told apart."""
+  languages = tuple(sorted(set(codes)))
+  try:
+    language_id.identify([""], languages)
+  except ValueError as error:
+    say(f"languages of answers are not judged: {error}")
+    return None
+  return languages
+
+
+@jax.jit
+def _checksum(params: Any) -> jax.Array:
+  """One number that other parameters hardly have, so that answers of others are not taken over."""
+  return sum(
+    (jnp.abs(leaf.astype(jnp.float32)).mean() for leaf in jax.tree.leaves(params)), jnp.float32(0)
+  )

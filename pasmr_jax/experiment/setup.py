@@ -10,7 +10,7 @@ import math
 import pathlib
 import sys
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -198,18 +198,22 @@ class Run:
   def _seed(self, use: str) -> int:
     return stable_id(f"{self.config.seed}/{use}")
 
-  def fitting(self, questions: Sequence[Question], limit: int, use: str) -> list[Question]:
+  def fitting(
+    self,
+    questions: Sequence[Question],
+    limit: int,
+    use: str,
+    prompt: Callable[[Question], Sequence[int]] | None = None,
+  ) -> list[Question]:
     """Questions whose prompt has at most `limit` tokens; the others are counted, never cut.
+
+    `prompt` gives a question's prompt if it is not asked by `prompt.question`.
 
     Raises:
       ValueError: none is left.
     """
-    template = self.config.prompt.question
-    kept = [
-      question
-      for question in questions
-      if len(prompts.question_prompt(self.tokenizer, template, question.text)) <= limit
-    ]
+    asked = prompt or self._question_prompt
+    kept = [question for question in questions if len(asked(question)) <= limit]
     left_out = len(questions) - len(kept)
     say(
       f"{use}: {len(kept)} questions ({_languages(kept)})"
@@ -218,6 +222,9 @@ class Run:
     if not kept:
       raise ValueError(f"data.{use}: no question has a prompt of at most {limit} tokens")
     return kept
+
+  def _question_prompt(self, question: Question) -> list[int]:
+    return prompts.question_prompt(self.tokenizer, self.config.prompt.question, question.text)
 
 
 def _languages(questions: Sequence[Question]) -> str:

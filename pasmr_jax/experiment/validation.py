@@ -8,10 +8,14 @@ import difflib
 from collections.abc import Iterator
 
 from pasmr_jax import Config
-from pasmr_jax.data.pools import NAMES
+from pasmr_jax.data.pools import NAMES, set_name
+from pasmr_jax.data.sets import SETS
+from pasmr_jax.experiment.asking import WAYS
+from pasmr_jax.experiment.scoring import SCORINGS
 from pasmr_jax.feedback import rewards
 from pasmr_jax.learning import advantages, losses, optim
 from pasmr_jax.stages.supervised import KINDS
+from pasmr_jax.text.exemplars import MAX_EXEMPLARS
 from pasmr_jax.text.languages import LANGUAGES
 
 STAGES = ("base", "pam", "srl")
@@ -31,7 +35,13 @@ def check(config: Config, devices: int = 1) -> None:
     config: the whole configuration.
     devices: over which a batch is split (the mesh's fsdp axis).
   """
-  problems = [*_general(config), *_choices(config), *_numbers(config), *_batches(config, devices)]
+  problems = [
+    *_general(config),
+    *_choices(config),
+    *_numbers(config),
+    *_evaluation(config),
+    *_batches(config, devices),
+  ]
   if problems:
     raise ValueError("the configuration cannot be run:\n  " + "\n  ".join(problems))
 
@@ -58,7 +68,16 @@ def _general(config: Config) -> Iterator[str]:
       yield f"prompt.{key} is {template!r}; expected {{question}} once"
   for name in NAMES:
     for source in config.data[name]:
-      if ":" not in source:
+      evaluated = name in ("development", "test")
+      if ":" in source or (evaluated and set_name(source) is not None):
+        continue
+      if set_name(source) is not None:
+        yield f"data.{name} has the evaluation set {source!r}; expected it in data.test"
+      elif evaluated:
+        yield (
+          f"data.{name} has source {source!r}; expected FORMAT:LOCATION or one of {', '.join(SETS)}"
+        )
+      else:
         yield f"data.{name} has source {source!r}; expected FORMAT:LOCATION"
   for stage in set(config.stages) - {"srl"}:
     mixture = config[stage].mixture
@@ -92,6 +111,8 @@ def _choices(config: Config) -> Iterator[str]:
     "feedback.teacher": _TEACHERS,
     "reward.kind": rewards.KINDS,
     "checkpoint.metric": _METRICS,
+    "evaluation.ask": WAYS,
+    "evaluation.scoring": SCORINGS,
   }
   for stage in STAGES:
     choices[f"{stage}.optimizer.name"] = optim.NAMES
@@ -118,13 +139,16 @@ def _numbers(config: Config) -> Iterator[str]:
       "temperature",
       "inner_batches",
       "inner_epochs",
-      "length_bucket",
+      "row_bucket",
       "rehearsal_rows",
       "importance_cap",
     )
   ]
   positive += ["feedback.pivot_samples", "rollout.prompt_bucket", "checkpoint.every", "log.every"]
-  positive += ["checkpoint.keep", "evaluation.batch_size", "evaluation.max_new_tokens"]
+  positive += ["checkpoint.keep"]
+  positive += [
+    f"evaluation.{key}" for key in ("batch_size", "max_new_tokens", "samples", "temperature")
+  ]
   for key in positive:
     value = _get(config, key)
     if value <= 0:
@@ -139,6 +163,25 @@ def _numbers(config: Config) -> Iterator[str]:
       yield f"{key} is {value}; expected 0 to 1"
   if config.srl.group_size == 1 and config.feedback.source != "random":
     yield "srl.group_size is 1; expected at least 2, or no response has another to compare with"
+
+
+def _evaluation(config: Config) -> Iterator[str]:
+  evaluation = config.evaluation
+  ask, exemplars = evaluation.ask, evaluation.exemplars
+  if not 0 <= exemplars <= MAX_EXEMPLARS:
+    yield f"evaluation.exemplars is {exemplars}; expected 0 to {MAX_EXEMPLARS}"
+  elif exemplars and ask == "pasmr":
+    yield f"evaluation.exemplars is {exemplars}; expected 0 with evaluation.ask=pasmr"
+  elif exemplars and not evaluation.exemplar_file:
+    yield f"evaluation.exemplar_file is '' but evaluation.exemplars is {exemplars}; expected a file"
+  if evaluation.template.count("{question}") != 1:
+    yield f"evaluation.template is {evaluation.template!r}; expected {{question}} once"
+  if evaluation.samples > 1 and not evaluation.sampled:
+    yield f"evaluation.samples is {evaluation.samples} but evaluation.sampled is False; expected 1"
+  if evaluation.pivot_agreement and ask != "pasmr":
+    yield f"evaluation.pivot_agreement is True; expected False with evaluation.ask={ask}"
+  if any(not text for text in evaluation.stop):
+    yield f"evaluation.stop is {tuple(evaluation.stop)!r}; expected texts that are not empty"
 
 
 def _batches(config: Config, devices: int) -> Iterator[str]:
@@ -157,10 +200,15 @@ def _batches(config: Config, devices: int) -> Iterator[str]:
   if rows % srl.inner_batches:
     yield f"{name} is {rows}; expected a multiple of srl.inner_batches={srl.inner_batches}"
     return
-  each = rows // srl.inner_batches
   yield from _divides(
-    f"{name} / inner_batches", each, "srl.microbatches", srl.microbatches, devices
+    "srl.row_bucket", srl.row_bucket, "srl.microbatches", srl.microbatches, devices
   )
+  longest = srl.max_prompt_length + srl.max_new_tokens
+  if srl.row_length and srl.row_length < longest:
+    yield (
+      f"srl.row_length is {srl.row_length}; expected 0 or at least max_prompt_length +"
+      f" max_new_tokens = {longest}"
+    )
   if srl.rehearsal_weight > 0:
     yield from _divides(
       "srl.rehearsal_rows", srl.rehearsal_rows, "srl.microbatches", srl.microbatches, devices

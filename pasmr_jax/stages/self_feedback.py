@@ -21,6 +21,7 @@ import jax
 import numpy as np
 
 from pasmr_jax import Config
+from pasmr_jax.data.batches import first_fit
 from pasmr_jax.data.questions import Question
 from pasmr_jax.feedback import language_id, rewards, votes
 from pasmr_jax.learning import advantages, losses
@@ -144,7 +145,7 @@ class SelfFeedbackStage:
     ]
     clock.lap("host")
 
-    batches, trained = self._assemble(state, experience.groups, reasoning, understanding)
+    batches, packed = self._assemble(state, experience.groups, reasoning, understanding)
     jax.block_until_ready(batches)
     clock.lap("score")
     rehearsal = None
@@ -155,7 +156,7 @@ class SelfFeedbackStage:
       sum(sample.ids.size for group in experience.groups for sample in group)
     )
     seen |= {f"time/{name}": seconds for name, seconds in clock.seconds.items()}
-    seen["trained_tokens"] = trained
+    seen |= packed
     seen["throughput/rollout_tokens_per_second"] = tokens / clock.seconds["rollout"]
     return (batches, rehearsal), seen
 
@@ -374,18 +375,14 @@ class SelfFeedbackStage:
     groups: Sequence[Sequence[Sample]],
     reasoning: np.ndarray,
     understanding: np.ndarray,
-  ) -> tuple[list[losses.PolicyBatch], int]:
-    """The batches of this rollout's updates, and how many tokens they teach."""
+  ) -> tuple[list[losses.PolicyBatch], dict[str, float]]:
+    """The batches of this rollout's updates, how many tokens they teach and how much is padding."""
     srl = self.config.srl
     samples = [sample for group in groups for sample in group]
     reasoning, understanding = reasoning.reshape(-1), understanding.reshape(-1)
     strength = np.abs(reasoning)
     if srl.credit == "split":
       strength = np.maximum(strength, np.abs(understanding))
-    chosen = self._chosen(strength)
-    longest = max((len(samples[row].prompt) + samples[row].ids.size for row in chosen), default=1)
-    longest = processes.global_max(longest)
-    length = -(-longest // srl.length_bucket) * srl.length_bucket
 
     def row_of(row: int) -> losses.PolicyBatch:
       sample = samples[row]
@@ -398,27 +395,27 @@ class SelfFeedbackStage:
           sample.response.reasoning_start,
           srl.credit,
         ),
-        length,
+        srl.row_length or srl.max_prompt_length + srl.max_new_tokens,
         masked=srl.mask_truncated and sample.response.truncated,
         aggregation=srl.aggregation,
       )
 
     # One row too many and cut again: a process of which no row was chosen still has the shapes.
-    rows = [row_of(row) for row in (*chosen, 0)]
+    rows = [row_of(row) for row in (*self._chosen(strength), 0)]
     stacked = jax.tree.map(lambda *arrays: np.stack(arrays)[:-1], *rows)
-    trained = processes.global_sum(int(np.count_nonzero(stacked.sequences.weights)))
-    if srl.inner_batches == 1 and srl.update_rows == 0:
-      batches = [stacked]
-    else:
-      everyone = processes.gather_rows(stacked)
-      size = len(everyone.advantages) // srl.inner_batches
-      parts = [slice(first, first + size) for first in range(0, size * srl.inner_batches, size)]
-      batches = [
-        processes.own_rows(jax.tree.map(lambda array, part=part: array[part], everyone))
-        for part in parts
-      ]
-    scored = [self._with_scores(state, meshes.shard_batch(one, self.mesh)) for one in batches]
-    return scored * srl.inner_epochs, trained
+    everyone = processes.gather_rows(stacked)
+    size = len(everyone.advantages) // srl.inner_batches
+    batches, places, filled = [], 0, 0
+    for first in range(0, size * srl.inner_batches, size):
+      part = jax.tree.map(lambda array, first=first: array[first : first + size], everyone)
+      packed = pack_rows(part, srl.row_bucket)
+      places += packed.sequences.segment_ids.size
+      filled += int(np.count_nonzero(packed.sequences.segment_ids))
+      own = meshes.shard_batch(processes.own_rows(packed), self.mesh)
+      batches.append(self._with_scores(state, own))
+    trained = int(np.count_nonzero(everyone.sequences.weights))
+    seen = {"trained_tokens": trained, "padding_share": 1 - filled / places}
+    return batches * srl.inner_epochs, seen
 
   def _chosen(self, strength: np.ndarray) -> list[int]:
     """Which rows of this process are among the `update_rows` strongest of all processes."""
@@ -503,6 +500,29 @@ def policy_row(
     old_logprobs=None,
     reference_logprobs=None,
   )
+
+
+def pack_rows(rows: losses.PolicyBatch, bucket: int) -> losses.PolicyBatch:
+  """The same responses, several to a row of the same length, each a segment of its own.
+
+  Args:
+    rows: numpy, one response a row, at its left.
+    bucket: the number of rows is padded to a multiple of it, so that few shapes are compiled.
+  """
+  lengths = np.count_nonzero(rows.sequences.segment_ids, axis=1)
+  length = rows.advantages.shape[1]
+  placed = first_fit(lengths.tolist(), length)
+  count = -(-len(placed) // bucket) * bucket
+  packed = jax.tree.map(lambda array: np.zeros((count, length), array.dtype), rows)
+  for row, members in enumerate(placed):
+    start = 0
+    for segment, member in enumerate(members, start=1):
+      own, there = slice(lengths[member]), slice(start, start + lengths[member])
+      for to, array in zip(jax.tree.leaves(packed), jax.tree.leaves(rows), strict=True):
+        to[row, there] = array[member, own]
+      packed.sequences.segment_ids[row, there] = segment
+      start = there.stop
+  return packed
 
 
 def _rollout_record(

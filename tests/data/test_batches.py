@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from pasmr_jax.data.batches import (
   Example,
+  first_fit,
   fit_examples,
   padding_share,
   question_iterator,
@@ -311,3 +312,10 @@ def test_supervised_errors():
     supervised_iterator([(pool, 1.0)], 3, 32, 0, 0, 2)
   with pytest.raises(ValueError, match="its response is empty"):
     Example((1, 2), ())
+
+
+def test_first_fit_fills_the_first_row_with_room():
+  assert first_fit([5, 4, 3, 2, 8, 1], 8) == [[0, 2], [1, 3, 5], [4]]
+  assert first_fit([], 8) == []
+  with pytest.raises(ValueError, match="item 1 has 9 tokens, expected at most 8"):
+    first_fit([3, 9], 8)

@@ -40,7 +40,9 @@ def test_the_shipped_configurations_are_valid():
     ({"stages": ("srl", "pam")}, r"stages is \('srl', 'pam'\); expected some of"),
     ({"pam__batch_size": 9, "pam__microbatches": 2}, "pam.batch_size is 9; expected a multiple"),
     ({"srl__update_rows": 500}, "srl.update_rows is 500; expected at most .* = 128"),
-    ({"srl__update_rows": 46}, "srl.update_rows / inner_batches is 46; expected a multiple"),
+    ({"srl__update_rows": 46, "srl__inner_batches": 4}, "srl.update_rows is 46; expected a multip"),
+    ({"srl__row_bucket": 6}, "srl.row_bucket is 6; expected a multiple of srl.microbatches"),
+    ({"srl__row_length": 100}, r"srl.row_length is 100; expected 0 or at least .* = 136"),
     ({"srl__advantage": "ppo"}, "srl.advantage is 'ppo'; expected one of grpo, dr_grpo"),
     ({"feedback__source": "oracle"}, "feedback.source is 'oracle'; expected one of pivot"),
     ({"srl__temperature": 0.0}, "srl.temperature is 0.0; expected more than 0"),
@@ -49,11 +51,36 @@ def test_the_shipped_configurations_are_valid():
     ({"tokenizer__path": ""}, "tokenizer.path is '' and so is model.pretrained"),
     ({"data__srl": ()}, "data.srl is empty"),
     ({"pam__mixture__triplets": -1.0}, "pam.mixture.triplets is -1.0"),
+    ({"evaluation__ask": "politely"}, "evaluation.ask is 'politely'; expected one of pasmr"),
+    ({"evaluation__scoring": "strict"}, "evaluation.scoring is 'strict'; expected one of pasmr"),
+    ({"evaluation__samples": 0}, "evaluation.samples is 0; expected more than 0"),
+    (
+      {"evaluation__samples": 4, "evaluation__sampled": False},
+      "evaluation.samples is 4 but evaluation.sampled is False",
+    ),
+    ({"evaluation__exemplars": 9, "evaluation__ask": "direct"}, "exemplars is 9; expected 0 to 8"),
+    ({"evaluation__exemplars": 8}, "exemplars is 8; expected 0 with evaluation.ask=pasmr"),
+    (
+      {"evaluation__exemplars": 8, "evaluation__ask": "native_cot"},
+      "evaluation.exemplar_file is '' but evaluation.exemplars is 8",
+    ),
+    ({"evaluation__template": "Q:"}, "evaluation.template is 'Q:'; expected {question} once"),
+    ({"evaluation__stop": ("",)}, r"evaluation.stop is \(''"),
+    (
+      {"evaluation__ask": "direct", "evaluation__pivot_agreement": True},
+      "pivot_agreement is True; expected False with evaluation.ask=direct",
+    ),
+    ({"data__test": ("mgsn",)}, "data.test has source 'mgsn'; .* or one of mgsm, mgsm_rev2"),
+    ({"data__srl": ("mgsm",)}, "data.srl has the evaluation set 'mgsm'; expected it in data.test"),
   ],
 )
 def test_each_problem_is_named_with_its_key(changes, said):
   with pytest.raises(ValueError, match=said):
     validation.check(_config(**changes), devices=4)
+
+
+def test_published_sets_may_be_evaluated():
+  validation.check(_config(data__test=("mgsm", "msvamp[:100]"), data__development=("mgsm[:9]",)))
 
 
 def test_all_problems_are_listed_at_once():

@@ -68,6 +68,9 @@ BAD = "Tom has 12 apples, then loses 3. How many apples does Tom have now?"
 OTHER = "Peter has 9 pineapples, then loses 2. How many pineapples does Peter have now?"
 
 
+ROW = 72
+
+
 def _solved(answer, language="de"):
   opening = {"de": "Lösung", "es": "Solución", "en": "Solution"}[language]
   return f"{opening}: 12 und 3 ergibt {answer}.\n#### {answer}"
@@ -133,6 +136,7 @@ def _config(**changes):
   config.srl.questions = 2
   config.srl.credit = "all"
   config.srl.max_new_tokens = 64
+  config.srl.row_length = ROW  # so short that every response has a row of its own
   config.feedback.pivot_samples = 2
   config.srl.kl_coef = 0.0
   config.srl.update_rows = 0
@@ -284,10 +288,39 @@ def test_split_credit_teaches_translation_and_reasoning_apart(tokenizer, params)
 
 
 def test_only_the_most_extreme_rows_are_learned_from(tokenizer, params):
-  stage, state, _ = _stage(tokenizer, params, srl__update_rows=8, srl__group_size=4)
+  stage, state, _ = _stage(tokenizer, params, srl__update_rows=5)
   ([batch], _), _ = stage.batch(state, 0)
-  assert batch.sequences.tokens.shape[0] == 8
-  assert batch.sequences.tokens.shape[1] % stage.config.srl.length_bucket == 0
+  rows = jax.tree.map(np.asarray, batch)
+  assert rows.sequences.tokens.shape == (8, ROW)  # 5, and padding up to srl.row_bucket
+  taught = np.abs(rows.advantages).max(axis=1)
+  # The Spanish response without a translation, the German one with reward, three others.
+  np.testing.assert_allclose(taught, [0.75, 0.25, 0.25, 0.25, 0.75, 0, 0, 0])
+  assert not rows.sequences.segment_ids[5:].any()
+
+
+def test_packed_responses_teach_what_single_ones_do(tokenizer, params):
+  updated = {}
+  for length in (ROW, 4 * ROW):
+    stage, state, _ = _stage(
+      tokenizer, params, srl__row_length=length, srl__kl_coef=0.1, srl__inner_batches=2
+    )
+    batch, seen = stage.batch(state, 0)
+    updated[length], _ = stage.update(state, batch)
+    updated[length, "rows"] = [np.asarray(one.sequences.segment_ids) for one in batch[0]]
+    updated[length, "seen"] = seen
+  single, packed = (updated[length, "rows"] for length in (ROW, 4 * ROW))
+  assert all(rows.max() == 1 for rows in single)
+  assert all((rows.max(axis=1) >= 4).any() for rows in packed)
+  assert sum((rows > 0).sum() for rows in single) == sum((rows > 0).sum() for rows in packed)
+  for one, other in zip(
+    jax.tree.leaves(updated[ROW].params), jax.tree.leaves(updated[4 * ROW].params), strict=True
+  ):
+    np.testing.assert_allclose(one, other, atol=1e-6)
+  seen = updated[ROW, "seen"]
+  assert seen["padding_share"] == pytest.approx(
+    1 - sum((rows > 0).sum() for rows in single) / sum(rows.size for rows in single)
+  )
+  assert seen["trained_tokens"] == updated[4 * ROW, "seen"]["trained_tokens"]
 
 
 def test_controls_do_not_ask_the_teacher(tokenizer, params):

@@ -5,7 +5,7 @@ import io
 import pytest
 import sentencepiece
 from tokenizers import Tokenizer as FastTokenizer
-from tokenizers import decoders, models, pre_tokenizers, trainers
+from tokenizers import decoders, models, pre_tokenizers, processors, trainers
 from transformers import PreTrainedTokenizerFast
 
 from pasmr_jax.text.tokenizer import load_tokenizer
@@ -63,6 +63,11 @@ def train_byte_level(folder, special_tokens, **names):
       show_progress=False,
     ),
   )
+  bos = names.get("bos_token")
+  if bos is not None:
+    fast.post_processor = processors.TemplateProcessing(
+      single=f"{bos} $A", special_tokens=[(bos, fast.token_to_id(bos))]
+    )
   PreTrainedTokenizerFast(tokenizer_object=fast, **names).save_pretrained(folder)
   return str(folder)
 
