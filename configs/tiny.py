@@ -51,7 +51,7 @@ def get_config():
   config.feedback.pivot_samples = 8
   config.feedback.pivot_temperature = 0.7
 
-  config.evaluation.every = 100
+  config.evaluation.every = 200
   config.evaluation.max_prompt_length = 64
   config.evaluation.max_new_tokens = 72
   return config
