@@ -12,9 +12,14 @@ os.environ["XLA_FLAGS"] = (
 )
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
+import hypothesis
 import pytest
 
 from tests import runs
+
+# The same examples every time, however busy the machine.
+hypothesis.settings.register_profile("suite", deadline=None, derandomize=True, database=None)
+hypothesis.settings.load_profile("suite")
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 
