@@ -15,6 +15,7 @@ def get_config():
   config = pasmr_gemma.get_config("270m")
   config.model.pretrained = ""  # given on the command line
   config.model.dtype = "float32"
+  config.model.remat = "none"
   config.languages = ("de", "sw", "zh")
 
   config.pam.steps = 10
@@ -31,7 +32,6 @@ def get_config():
   config.srl.max_new_tokens = 128
   config.srl.max_pivot_tokens = 96
   config.srl.microbatches = 4
-  config.srl.row_length = 384
   config.srl.row_bucket = 4
   config.srl.rehearsal_weight = 0.0
   config.feedback.pivot_samples = 2

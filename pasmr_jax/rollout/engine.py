@@ -266,9 +266,8 @@ class Engine:
     return -(-chunk // devices) * devices
 
   def _padded_size(self, prompts: int, chunk: int) -> int:
-    """A chunk that is not full is decoded as a whole, a half or a quarter: three shapes at most."""
+    """What a chunk of so few prompts is decoded as: a power of two for each device, so that few
+    shapes are compiled and few rows decoded in vain."""
     devices = self.mesh.local_mesh.shape["fsdp"]
-    for part in (4, 2):
-      if chunk % (part * devices) == 0 and prompts <= chunk // part:
-        return chunk // part
-    return chunk
+    each = max(1, -(-prompts // devices))
+    return min(chunk, devices * 2 ** (each - 1).bit_length())

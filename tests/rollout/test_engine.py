@@ -11,6 +11,7 @@ import pytest
 from pasmr_jax.learning import losses
 from pasmr_jax.models.config import TransformerConfig
 from pasmr_jax.models.transformer import Transformer, init_params, output_table
+from pasmr_jax.parallel import mesh as meshes
 from pasmr_jax.parallel import rules
 from pasmr_jax.parallel.mesh import make_mesh, param_shardings
 from pasmr_jax.rollout.engine import Engine, left_padded
@@ -198,3 +199,26 @@ def test_left_padding():
   tokens, starts = left_padded([[1, 2], [3]], 3)
   assert tokens.tolist() == [[0, 1, 2], [0, 0, 3]]
   assert starts.tolist() == [1, 2]
+
+
+@pytest.mark.parametrize(
+  ("prompts", "decoded"), [(1, [4]), (5, [8]), (9, [16]), (32, [32]), (33, [32, 4])]
+)
+def test_few_prompts_are_not_decoded_as_many(engine, params, monkeypatch, prompts, decoded):
+  """Of 32 prompts a chunk: a power of two for each of the four devices that share the rows."""
+  from pasmr_jax.rollout import engine as module
+
+  sizes = []
+
+  def recorded(params, tokens, starts, keys, sampling, **settings):
+    sizes.append(tokens.shape[0])
+    shape = (tokens.shape[0] * settings["samples"], settings["max_new_tokens"])
+    ids, floats = np.zeros(shape, np.int32), np.zeros(shape, np.float32)
+    rollouts = module.Rollouts(ids, floats, floats, ids[:, 0], ids[:, 0] > 0)
+    return meshes.shard_batch(rollouts, engine.mesh)
+
+  monkeypatch.setattr(module, "generate", recorded)
+  chunked = dataclasses.replace(engine, max_rows=96)
+  rollouts = _generate(chunked, params, [[5]] * prompts, ["a"] * prompts)
+  assert sizes == decoded
+  assert len(rollouts.lengths) == 3 * prompts
