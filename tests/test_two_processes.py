@@ -60,7 +60,9 @@ def _two_processes(command: list[str], compiled: pathlib.Path) -> None:
 
 def _learned(workdir: pathlib.Path) -> list[dict]:
   """What every step's metrics say, times aside, and the evaluations."""
-  return [without_measured(line) for line in runs.read_lines(workdir / "metrics.jsonl")]
+  lines = runs.read_lines(workdir / "metrics.jsonl")
+  assert {line.pop("stage") for line in lines} == {"srl"}
+  return [without_measured(line) for line in lines]
 
 
 def _assert_close(found: list[dict], expected: list[dict]) -> None:
