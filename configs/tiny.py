@@ -43,7 +43,6 @@ def get_config():
   config.srl.max_new_tokens = 72
   config.srl.max_pivot_tokens = 40
   config.srl.update_rows = 48
-  config.srl.row_length = 256
   config.srl.understanding_weight = 0.0  # translations are right already: teach the reasoning
   config.srl.rehearsal_weight = 1.0
   config.srl.rehearsal_rows = 8
@@ -51,6 +50,7 @@ def get_config():
   config.feedback.pivot_samples = 8
   config.feedback.pivot_temperature = 0.7
 
+  config.checkpoint.every = 100
   config.evaluation.every = 200
   config.evaluation.max_prompt_length = 64
   config.evaluation.max_new_tokens = 72
