@@ -64,7 +64,10 @@ def tokenizer() -> ConfigDict:
   #                   'synthetic' trains the built-in corpus' own in the work directory
   config.open = "<pivot>"  # stands before the translation; one reserved token where there is one
   config.close = "</pivot>"  # stands after it
+  config.delimiters = "tags"  # what `open` and `close` are where the vocabulary lacks them: tags
+  #                             (text, several tokens) or added (a new token and embedding row each)
   config.stop = ()  # more tokens that end a response besides end of sequence
+  config.pad = ""  # padding token; '' is the tokenizer's own, or another that ends no response
   return config
 
 
@@ -72,6 +75,9 @@ def prompt() -> ConfigDict:
   config = ConfigDict()
   config.question = "{question}\n"  # asks a question in any language; the bare pivot prompt too
   config.translation = "{question}\n="  # asks for a translation only (base stage)
+  config.style = "plain"  # plain: the text as it is; chat: as a user's message in the model's own
+  #                         chat template, without outer spaces
+  config.system = ""  # system text of a chat; '' is what the chat template has of its own
   return config
 
 

@@ -33,6 +33,7 @@ from pasmr_jax.rollout.engine import Engine, stable_id
 from pasmr_jax.stages.self_feedback import SelfFeedbackStage
 from pasmr_jax.stages.supervised import SupervisedStage, examples
 from pasmr_jax.text import prompts
+from pasmr_jax.text.chat import with_chat
 from pasmr_jax.text.tokenizer import Tokenizer, load_tokenizer
 
 Stage = SupervisedStage | SelfFeedbackStage
@@ -77,12 +78,21 @@ class Run:
       other = pathlib.Path(self.config.init_from)
       return self.checkpoint_params(last_stage(other), "last", other)[0]
     if self.config.model.pretrained:
-      return pretrained.load_params(
-        source(self.config.model), self.model, self.shardings, self.model.param_dtype
-      )
+      return self.pretrained_params()
     key = jax.random.fold_in(jax.random.key(self.config.seed), stable_id("parameters"))
     initialize = jax.jit(lambda key: init_params(self.model, key), out_shardings=self.shardings)
     return initialize(key)
+
+  def pretrained_params(self) -> Any:
+    """Those of model.pretrained, with rows for delimiters that its vocabulary lacks."""
+    return pretrained.load_params(
+      source(self.config.model),
+      self.model,
+      self.shardings,
+      self.model.param_dtype,
+      new_rows=self.tokenizer.added,
+      show_progress=self.config.log.progress and process_index() == 0,
+    )
 
   def checkpoint_params(
     self, stage: str, which: str, workdir: pathlib.Path | None = None
@@ -266,7 +276,9 @@ def make_run(config: Config, workdir: pathlib.Path, pools: Sequence[str] | None 
     tokenizer=tokenizer,
     model=model,
     shardings=param_shardings(model, mesh, rules.TRAINING),
-    pools={name: read_pool(name, config) for name in pools or pools_used(config)},
+    pools={
+      name: read_pool(name, config) for name in (pools_used(config) if pools is None else pools)
+    },
   )
 
 
@@ -291,7 +303,15 @@ def make_tokenizer(config: Config, workdir: pathlib.Path) -> Tokenizer:
       partial = workdir / f"tokenizer.{process_index()}.partial"
       synthetic.train_tokenizer(partial)
       partial.replace(path)
-  return load_tokenizer(path, settings.open, settings.close, settings.stop)
+  tokenizer = load_tokenizer(
+    path,
+    settings.open,
+    settings.close,
+    settings.stop,
+    settings.pad or None,
+    settings.delimiters == "added",
+  )
+  return with_chat(tokenizer, config.prompt.system) if config.prompt.style == "chat" else tokenizer
 
 
 def model_config(config: Config, tokenizer: Tokenizer) -> TransformerConfig:
@@ -309,14 +329,17 @@ def model_config(config: Config, tokenizer: Tokenizer) -> TransformerConfig:
   }
   if settings.pretrained:
     model = dataclasses.replace(pretrained.load_config(source(settings)), **computed)
-    if tokenizer.vocab_size > model.vocab_size:
+    known = tokenizer.vocab_size - len(tokenizer.added)
+    if known > model.vocab_size:
       raise ValueError(
-        f"tokenizer.path: {tokenizer.source} has {tokenizer.vocab_size} ids, but the model"
-        f" {settings.pretrained} has embeddings for {model.vocab_size}; expected the model's own"
+        f"tokenizer.path: {tokenizer.source} has {known} ids, but the model {settings.pretrained}"
+        f" has embeddings for {model.vocab_size}; expected the model's own"
       )
+    if tokenizer.vocab_size > model.vocab_size:  # by new delimiters
+      model = dataclasses.replace(model, vocab_size=_rows(tokenizer.vocab_size))
     return model
   return TransformerConfig(
-    vocab_size=-(-tokenizer.vocab_size // 128) * 128,  # divisible by any tensor axis
+    vocab_size=_rows(tokenizer.vocab_size),
     embed_dim=settings.embed_dim,
     num_layers=settings.num_layers,
     num_heads=settings.num_heads,
@@ -331,6 +354,11 @@ def model_config(config: Config, tokenizer: Tokenizer) -> TransformerConfig:
     activation="gelu_tanh",
     **computed,
   )
+
+
+def _rows(vocab_size: int) -> int:
+  """Rows of an embedding table: divisible by any tensor axis."""
+  return -(-vocab_size // 128) * 128
 
 
 def parameter_count(params: Any) -> int:

@@ -15,8 +15,10 @@ from pasmr_jax.experiment.scoring import SCORINGS
 from pasmr_jax.feedback import rewards
 from pasmr_jax.learning import advantages, losses, optim
 from pasmr_jax.stages.supervised import KINDS
+from pasmr_jax.text.chat import STYLES
 from pasmr_jax.text.exemplars import MAX_EXEMPLARS
 from pasmr_jax.text.languages import LANGUAGES
+from pasmr_jax.text.tokenizer import DELIMITERS
 
 STAGES = ("base", "pam", "srl")
 _TEACHERS = ("policy", "reference", "ema")
@@ -62,6 +64,8 @@ def _general(config: Config) -> Iterator[str]:
     yield f"languages holds the pivot {config.pivot!r}; expected target languages only"
   if not (config.tokenizer.path or config.model.pretrained):
     yield "tokenizer.path is '' and so is model.pretrained; expected a path or 'synthetic'"
+  if config.prompt.system and config.prompt.style != "chat":
+    yield f"prompt.system is {config.prompt.system!r}; expected '' unless prompt.style is 'chat'"
   for key in ("question", "translation"):
     template = config.prompt[key]
     if template.count("{question}") != 1:
@@ -101,6 +105,8 @@ def _general(config: Config) -> Iterator[str]:
 def _choices(config: Config) -> Iterator[str]:
   choices = {
     "model.dtype": _DTYPES,
+    "tokenizer.delimiters": DELIMITERS,
+    "prompt.style": STYLES,
     "model.param_dtype": _DTYPES,
     "srl.advantage": advantages.ESTIMATORS,
     "srl.credit": advantages.CREDITS,

@@ -66,7 +66,7 @@ def token_logprobs(
   config: TransformerConfig,
   *,
   valid_vocab: int,
-  temperature: Float[Array, ""] | float = 1.0,
+  temperature: Number = 1.0,
   chunk: int = 128,
 ) -> Float[Array, "B T"]:
   """log p(tokens[b, t] | tokens before it in its segment), 0 where there is nothing before it.

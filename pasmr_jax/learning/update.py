@@ -114,7 +114,7 @@ class Learner:
     return _join(scored)
 
   def logprobs(
-    self, params, sequences: losses.Sequences, temperature: Float[Array, ""] | float = 1.0
+    self, params, sequences: losses.Sequences, temperature: losses.Number = 1.0
   ) -> Float[Array, "B T"]:
     return losses.token_logprobs(
       params,

@@ -1,8 +1,9 @@
 """The shape of a decoder-only transformer, as one frozen record.
 
-One record describes Gemma 2, Gemma 3, Llama 3 and Qwen 2.5/3: what differs between these families
-is a field here and a branch in `layers.py` or `attention.py`, never a second model. The record is
-hashable, so it may be a static argument of `jax.jit`.
+One record describes Gemma 2 and 3, Llama 3, Qwen 2.5 and 3 and Mistral: what differs between these
+families is a field here and a branch in `layers.py` or `attention.py`, never a second model
+(`families.py` says which family has what). The record is hashable, so it may be a static argument
+of `jax.jit`.
 """
 
 import dataclasses
@@ -34,6 +35,14 @@ class TransformerConfig:
   rope_base_global: float = 10_000.0
   rope_base_local: float = 10_000.0
   rope_scale_global: float = 1.0  # positions of global layers are divided by it
+  rope_scale_local: float = 1.0  # positions of local layers are divided by it
+  # Llama 3's scaling, in every layer: slow rotations are divided by the factor, fast ones kept. A
+  # rotation's speed is how often it turns in `length` positions: slow is at most `low_freq` times,
+  # fast at least `high_freq` times, and in between the divisor goes from one to the other.
+  rope_llama3_factor: float = 1.0  # 1 is off
+  rope_llama3_low_freq: float = 1.0
+  rope_llama3_high_freq: float = 4.0
+  rope_llama3_length: int = 8192  # positions the model was trained on before it was scaled
   qk_norm: bool = False  # RMSNorm over head_dim of queries and keys, before the rotation
   attention_bias: bool = False  # biases of the query, key and value projections
   attention_softcap: float | None = None  # scores become cap * tanh(scores / cap)
@@ -55,13 +64,13 @@ class TransformerConfig:
 
   def __post_init__(self):
     sizes = ("vocab_size", "embed_dim", "num_layers", "num_heads", "num_kv_heads", "head_dim")
-    for name in (*sizes, "mlp_dim", "sliding_window", "scan_unroll"):
+    for name in (*sizes, "mlp_dim", "sliding_window", "rope_llama3_length", "scan_unroll"):
       value = getattr(self, name)
       if isinstance(value, bool) or not isinstance(value, int) or value < 1:
         _reject(name, value, "a positive integer")
-    for name in ("query_scale", "rope_base_global", "rope_base_local", "rope_scale_global"):
-      _check_positive(name, getattr(self, name))
-    _check_positive("norm_eps", self.norm_eps)
+    for field in dataclasses.fields(self):
+      if field.type is float:
+        _check_positive(field.name, getattr(self, field.name))
     for name in ("attention_softcap", "final_softcap"):
       if getattr(self, name) is not None:
         _check_positive(name, getattr(self, name))
@@ -82,6 +91,9 @@ class TransformerConfig:
       _reject("attention_pattern", pattern, "a non-empty tuple of 'local' and 'global'")
     if self.num_heads % self.num_kv_heads:
       _reject("num_kv_heads", self.num_kv_heads, f"a divisor of num_heads={self.num_heads}")
+    if self.rope_llama3_high_freq <= self.rope_llama3_low_freq:
+      more = f"more than rope_llama3_low_freq={self.rope_llama3_low_freq}"
+      _reject("rope_llama3_high_freq", self.rope_llama3_high_freq, more)
     if self.head_dim % 2:
       _reject("head_dim", self.head_dim, "an even number, because rotary embedding pairs entries")
 

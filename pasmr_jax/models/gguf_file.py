@@ -1,99 +1,181 @@
-"""Checkpoints of llama.cpp: one GGUF file, quantized or not."""
+"""Checkpoints of llama.cpp: one GGUF file, quantized or not.
+
+Metadata become what config.json would say (`_statement`), so that `families.py` reads both alike.
+Tensors differ from Hugging Face's in name, in axis order, in Gemma's norms, which are stored plus
+one, and in the rows of Llama's queries and keys, which are stored in another order.
+"""
 
 import contextlib
+import math
 import pathlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import gguf
 import numpy as np
 
 from pasmr_jax.models.config import TransformerConfig
-from pasmr_jax.models.stored import GEMMA, StoredTensor, TensorSource, shortest_pattern
+from pasmr_jax.models.families import (
+  FAMILIES,
+  Family,
+  Stated,
+  family_config,
+  find_family,
+)
+from pasmr_jax.models.stored import Cut, StoredTensor, TensorSource
 
-# Metadata says neither which layers are local nor the query scale: llama.cpp knows both by
+# Metadata of Gemma say neither which layers are local nor the query scale: llama.cpp knows both by
 # architecture, the latter from the number of layers of the largest model, which scales by
 # embed_dim / num_heads instead of head_dim.
 _PERIOD = {"gemma2": 2, "gemma3": 6}
 _LARGEST = {"gemma2": 46, "gemma3": 62}
+# Llama 3's scaling is kept as the divisors it gives. All released models share these two bounds
+# and this length; with them, the divisors of a file tell its factor.
+_LLAMA3 = {
+  "low_freq_factor": 1.0,
+  "high_freq_factor": 4.0,
+  "original_max_position_embeddings": 8192,
+}
+_DIVISORS = "rope_freqs.weight"
 
 
 def gguf_config(path: str) -> TransformerConfig:
   """The config in a GGUF file's metadata; errors as `pretrained.load_config`."""
-  if not pathlib.Path(path).is_file():
-    raise FileNotFoundError(f"{path}: found no such file")
-  reader = gguf.GGUFReader(path)
+  return family_config(*gguf_statement(path))
+
+
+def gguf_statement(path: str) -> tuple[Stated, Family]:
+  """What the metadata say, in the words of config.json, and the family."""
+  reader = _reader(path)
   fields = {
     name: field.contents() for name, field in reader.fields.items() if "tokenizer." not in name
   }
-  family = fields.get("general.architecture")
-  if family not in _PERIOD:
-    known = ", ".join(_PERIOD)
-    raise ValueError(f"{path}: found general.architecture {family!r}, supported are {known}")
+  architecture = fields.get("general.architecture")
+  experts = {"num_local_experts": fields.get(f"{architecture}.expert_count", 0)}
+  family = find_family(path, "general.architecture", architecture, experts)
 
   def field(name: str, default: Any = None) -> Any:
-    value = fields.get(f"{family}.{name}", default)
+    value = fields.get(f"{architecture}.{name}", default)
     if value is None:
-      raise ValueError(f"{path}: found no metadata key {family}.{name}")
+      raise ValueError(f"{path}: found no metadata key {architecture}.{name}")
     return value
 
-  scaling = field("rope.scaling.type", "none")
-  if scaling not in ("none", "linear"):
-    raise ValueError(f"{path}: rope.scaling.type = {scaling!r} is not supported, only 'linear'")
-  vectors = {tensor.name: tensor.shape for tensor in reader.tensors}
-  embed_dim, vocab_size = (int(size) for size in vectors["token_embd.weight"])
-  heads, layers, head_dim = (
-    field("attention.head_count"),
-    field("block_count"),
-    field("attention.key_length"),
-  )
-  if field("attention.value_length", head_dim) != head_dim:
-    raise ValueError(f"{path}: attention.value_length other than key_length is not supported")
-  gemma3 = family == "gemma3"
-  period = field("attention.sliding_window_pattern", _PERIOD[family])
-  base = float(field("rope.freq_base", 1e6 if gemma3 else 1e4))
-  largest = layers == _LARGEST[family]
-  softcaps = {
-    "attention_softcap": None if gemma3 else field("attn_logit_softcapping", 50.0),
-    "final_softcap": fields.get(f"{family}.final_logit_softcapping", None if gemma3 else 30.0),
+  def maybe(name: str) -> Any:
+    return fields.get(f"{architecture}.{name}")
+
+  if architecture == "llama" and maybe("attention.sliding_window"):
+    family = FAMILIES["mistral"]  # llama.cpp calls Mistral a Llama
+  tensors = {tensor.name: tensor for tensor in reader.tensors}
+  embed_dim, vocab_size = (int(size) for size in tensors["token_embd.weight"].shape)
+  heads, layers = field("attention.head_count"), field("block_count")
+  head_dim = maybe("attention.key_length") or embed_dim // heads
+  for name in ("attention.value_length", "rope.dimension_count"):
+    if (maybe(name) or head_dim) != head_dim:
+      raise ValueError(f"{path}: {name} = {maybe(name)} is not supported, only {head_dim}")
+  values = {
+    "vocab_size": vocab_size,
+    "hidden_size": embed_dim,
+    "num_hidden_layers": layers,
+    "num_attention_heads": heads,
+    "num_key_value_heads": field("attention.head_count_kv", heads),
+    "head_dim": head_dim,
+    "intermediate_size": field("feed_forward_length"),
+    "rms_norm_eps": round(float(field("attention.layer_norm_rms_epsilon")), 12),  # from float32
+    "tie_word_embeddings": "output.weight" not in tensors,
+    "sliding_window": maybe("attention.sliding_window"),
+    "hidden_act": "silu",
+    "max_position_embeddings": maybe("context_length"),
   }
-  return TransformerConfig(
-    vocab_size=vocab_size,
-    embed_dim=embed_dim,
-    num_layers=layers,
-    num_heads=heads,
-    num_kv_heads=field("attention.head_count_kv"),
-    head_dim=head_dim,
-    mlp_dim=field("feed_forward_length"),
-    query_scale=(embed_dim // heads if largest else head_dim) ** -0.5,
-    attention_pattern=shortest_pattern(
-      tuple("global" if (i + 1) % period == 0 else "local" for i in range(layers))
-    ),
-    sliding_window=field("attention.sliding_window"),
-    rope_base_global=base,
-    rope_base_local=float(field("rope.freq_base_swa", 1e4)) if gemma3 else base,
-    rope_scale_global=float(field("rope.scaling.factor")) if scaling == "linear" else 1.0,
-    qk_norm=gemma3,
-    norm_eps=round(float(field("attention.layer_norm_rms_epsilon")), 12),  # from float32
-    tie_embeddings="output.weight" not in vectors,
-    **softcaps,
-    **GEMMA,
-  )
+  rope = _rope(path, field, tensors, 1e6 if architecture == "gemma3" else 1e4)
+  if architecture in _PERIOD:
+    gemma3 = architecture == "gemma3"
+    period = field("attention.sliding_window_pattern", _PERIOD[architecture])
+    largest = layers == _LARGEST[architecture]
+    values |= {
+      "hidden_activation": "gelu_pytorch_tanh",
+      "query_pre_attn_scalar": embed_dim // heads if largest else head_dim,
+      "layer_types": [
+        "full_attention" if (layer + 1) % period == 0 else "sliding_attention"
+        for layer in range(layers)
+      ],
+      "attn_logit_softcapping": None if gemma3 else field("attn_logit_softcapping", 50.0),
+      "final_logit_softcapping": maybe("final_logit_softcapping") or (None if gemma3 else 30.0),
+    }
+    if gemma3:
+      local = {"rope_type": "default", "rope_theta": float(field("rope.freq_base_swa", 1e4))}
+      rope = {"full_attention": rope, "sliding_attention": local}
+  return Stated(path, values | {"rope_parameters": rope}), family
+
+
+def _reader(path: str) -> gguf.GGUFReader:
+  if not pathlib.Path(path).is_file():
+    raise FileNotFoundError(f"{path}: found no such file")
+  return gguf.GGUFReader(path)
+
+
+def _rope(path: str, field: Callable, tensors: dict[str, Any], base: float) -> dict[str, Any]:
+  """transformers' rope_parameters; `base` is the family's, where the file states none."""
+  kind, base = field("rope.scaling.type", "none"), float(field("rope.freq_base", base))
+  rope: dict[str, Any] = {"rope_type": "default" if kind == "none" else kind, "rope_theta": base}
+  if kind == "linear":
+    rope["factor"] = float(field("rope.scaling.factor"))
+  if _DIVISORS in tensors:
+    rope |= _llama3(path, np.asarray(tensors[_DIVISORS].data, np.float64), base)
+  return rope
+
+
+def _llama3(path: str, divisors: np.ndarray, base: float) -> dict[str, Any]:
+  """The scaling that gives these divisors.
+
+  Raises:
+    ValueError: none of Llama 3's does.
+  """
+  factor = float(np.round(divisors.max(), 6))
+  low, high, length = _LLAMA3.values()
+  frequencies = base ** (-np.arange(len(divisors)) / len(divisors))
+  kept = np.clip((length * frequencies / (2 * math.pi) - low) / (high - low), 0.0, 1.0)
+  if not np.allclose(divisors, 1 / ((1 - kept) / factor + kept), rtol=1e-4):
+    raise ValueError(
+      f"{path}: {_DIVISORS} is not the scaling of Llama 3 ({_LLAMA3}); no other is supported"
+    )
+  return {"rope_type": "llama3", "factor": factor, **_LLAMA3}
 
 
 @contextlib.contextmanager
 def open_gguf(path: str, config: TransformerConfig) -> Iterator[TensorSource]:
-  """Opens the file; the tensors are mapped, and dequantized to float32 one at a time."""
-  tensors = {tensor.name: tensor for tensor in gguf.GGUFReader(path).tensors}
+  """Opens the file; the tensors are mapped, and what is asked for dequantized to float32."""
+  reader = _reader(path)
+  tensors = {tensor.name: tensor for tensor in reader.tensors if tensor.name != _DIVISORS}
   # GGUF names the fastest axis first.
   shapes = {name: tuple(int(n) for n in reversed(t.shape)) for name, t in tensors.items()}
+  architecture = reader.fields["general.architecture"].contents()
+  paired = any(family.paired_rows and architecture in family.gguf for family in FAMILIES.values())
+  del reader  # and with it its vocabulary: of Gemma's, hundreds of megabytes
 
   def name_of(tensor: StoredTensor, layer: int | None) -> str:
     return tensor.gguf.format(layer)
 
-  def read(name: str) -> np.ndarray:
-    values = gguf.quants.dequantize(tensors[name].data, tensors[name].tensor_type)
-    # llama.cpp multiplies by the norm weight alone, so its converter adds Gemma's one to it.
-    return values - 1.0 if config.norm_plus_one and name.endswith("norm.weight") else values
+  def read(name: str, cut: Cut) -> np.ndarray:
+    # Blocks of quantized values lie along a row, so rows can be read apart, columns cannot.
+    vector = len(cut) == 1
+    rows = tensors[name].data if vector else tensors[name].data[cut[0]]
+    values = gguf.quants.dequantize(rows, tensors[name].tensor_type)
+    values = values[cut[0]] if vector else values[:, cut[1]]
+    if config.norm_plus_one and name.endswith("norm.weight"):
+      # llama.cpp multiplies by the norm weight alone, so its converter adds Gemma's one to it.
+      return values - 1.0
+    if paired and name.endswith(("attn_q.weight", "attn_k.weight")):
+      return _unpaired(values, config.head_dim)
+    return values
 
   yield TensorSource(shapes, name_of, read)
+
+
+def _unpaired(rows: np.ndarray, head_dim: int) -> np.ndarray:
+  """Rows of whole heads in Hugging Face's order.
+
+  llama.cpp rotates row 2i of a Llama's head with row 2i + 1, Hugging Face i with i + H/2; its
+  converter reorders a head's rows 0 1 2 3 4 5 to 0 3 1 4 2 5.
+  """
+  paired = rows.reshape(-1, head_dim // 2, 2, rows.shape[-1])
+  return paired.swapaxes(1, 2).reshape(rows.shape)

@@ -9,30 +9,45 @@ from typing import Any
 import numpy as np
 
 from pasmr_jax.models.config import TransformerConfig
-from pasmr_jax.models.stored import GEMMA, StoredTensor, TensorSource, shortest_pattern
-
-_MODEL_TYPES = ("gemma2", "gemma3", "gemma3_text")
-_KINDS = {"sliding_attention": "local", "full_attention": "global"}
+from pasmr_jax.models.families import Family, Stated, family_config, find_family
+from pasmr_jax.models.stored import Cut, StoredTensor, TensorSource
 
 
 def folder_config(path: str) -> TransformerConfig:
   """The config of a folder or hub id; errors as `pretrained.load_config`."""
+  return family_config(*folder_statement(path))
+
+
+def folder_statement(path: str) -> tuple[Stated, Family]:
+  """What config.json says of the text model, defaults filled in, and its family."""
   import transformers  # slow to import, and reading GGUF needs none of it
+  from huggingface_hub.errors import StrictDataclassError
 
-  folder = _folder(path, ["config.json"])
-  if not (folder / "config.json").is_file():
-    raise FileNotFoundError(f"{folder}: found no config.json")
-  model_type = json.loads((folder / "config.json").read_text()).get("model_type")
-  if model_type not in _MODEL_TYPES:
-    known = ", ".join(sorted(_MODEL_TYPES))
-    raise ValueError(f"{folder}: found model_type {model_type!r}, supported are {known}")
-  # transformers' own config class fills in what the file leaves to defaults, of old layouts too.
-  found = transformers.AutoConfig.from_pretrained(folder)
-  return _text_config(getattr(found, "text_config", found), str(folder))
+  file = find_folder(path, ["config.json"]) / "config.json"
+  if not file.is_file():
+    raise FileNotFoundError(f"{file.parent}: found no config.json")
+  try:
+    written: dict[str, Any] = json.loads(file.read_text("utf-8"))
+  except ValueError as error:
+    raise ValueError(f"{file}: expected JSON: {error}") from error
+  family = find_family(str(file), "model_type", written.get("model_type"), written)
+  try:
+    # transformers' own config class fills in what the file leaves to defaults, of old layouts too.
+    found = transformers.AutoConfig.from_pretrained(file.parent)
+  except (KeyError, TypeError, StrictDataclassError) as error:  # of malformed values
+    raise ValueError(f"{file}: transformers cannot read it: {error!r}") from error
+  return Stated(str(file), getattr(found, "text_config", found).to_dict()), family
 
 
-def _folder(path: str, patterns: list[str]) -> pathlib.Path:
-  """The folder itself, or the local snapshot of a hub id."""
+def folder_json(path: str) -> dict[str, Any]:
+  """config.json as it is written; of a multimodal checkpoint, what it says of the text model."""
+  file = find_folder(path, ["config.json"]) / "config.json"
+  written = json.loads(file.read_text("utf-8"))
+  return written.get("text_config", written)
+
+
+def find_folder(path: str, patterns: list[str]) -> pathlib.Path:
+  """The folder itself, or the local snapshot of a hub id with the files that match."""
   if pathlib.Path(path).is_dir():
     return pathlib.Path(path)
   name, _, revision = str(path).partition("@")
@@ -47,61 +62,15 @@ def _folder(path: str, patterns: list[str]) -> pathlib.Path:
   )
 
 
-def _text_config(found: Any, where: str) -> TransformerConfig:
-  gemma3 = found.model_type == "gemma3_text"
-
-  def require(name: str, wanted: tuple[object, ...]) -> None:
-    value = getattr(found, name, wanted[0])
-    if value not in wanted:
-      raise ValueError(f"{where}: {name} = {value!r} is not supported, only {wanted[0]!r}")
-
-  require("hidden_activation", ("gelu_pytorch_tanh",))
-  require("attention_bias", (False,))
-  require("use_bidirectional_attention", (False, None))
-  if gemma3:  # the field is left from Gemma 2: transformers reads it and applies nothing
-    require("attn_logit_softcapping", (None,))
-  ropes = found.rope_parameters
-  local = ropes["sliding_attention"] if gemma3 else ropes
-  full = ropes["full_attention"] if gemma3 else ropes
-  for rope, allowed in (
-    (local, ("default",)),
-    (full, ("default", "linear") if gemma3 else ("default",)),
-  ):
-    if rope["rope_type"] not in allowed:
-      raise ValueError(
-        f"{where}: rope_type = {rope['rope_type']!r} is not supported, only {', '.join(allowed)}"
-      )
-  return TransformerConfig(
-    vocab_size=found.vocab_size,
-    embed_dim=found.hidden_size,
-    num_layers=found.num_hidden_layers,
-    num_heads=found.num_attention_heads,
-    num_kv_heads=found.num_key_value_heads,
-    head_dim=found.head_dim,
-    mlp_dim=found.intermediate_size,
-    query_scale=found.query_pre_attn_scalar**-0.5,
-    attention_pattern=shortest_pattern(tuple(_KINDS[kind] for kind in found.layer_types)),
-    sliding_window=found.sliding_window,
-    rope_base_global=float(full["rope_theta"]),
-    rope_base_local=float(local["rope_theta"]),
-    rope_scale_global=float(full.get("factor", 1.0)),
-    qk_norm=gemma3,
-    attention_softcap=found.attn_logit_softcapping,
-    final_softcap=found.final_logit_softcapping,
-    norm_eps=found.rms_norm_eps,
-    tie_embeddings=found.tie_word_embeddings,
-    **GEMMA,
-  )
-
-
 @contextlib.contextmanager
 def open_folder(path: str, config: TransformerConfig) -> Iterator[TensorSource]:
+  """Opens the folder's safetensors; what is read of a tensor is the part asked for."""
   import safetensors
 
-  folder = _folder(path, ["*.json", "*.safetensors"])
+  folder = find_folder(path, ["*.json", "*.safetensors"])
   index = folder / "model.safetensors.index.json"
   if index.is_file():
-    files = sorted(set(json.loads(index.read_text())["weight_map"].values()))
+    files = sorted(set(json.loads(index.read_text("utf-8"))["weight_map"].values()))
   else:
     files = ["model.safetensors"]
   absent = [name for name in files if not (folder / name).is_file()]
@@ -114,15 +83,14 @@ def open_folder(path: str, config: TransformerConfig) -> Iterator[TensorSource]:
       for stored in opened.keys():  # noqa: SIM118 (not a mapping)
         name = _text_name(stored, config)
         if name is not None:
-          shapes[name] = tuple(opened.get_slice(stored).get_shape())
-          where[name] = (opened, stored)
+          where[name] = opened.get_slice(stored)
+          shapes[name] = tuple(where[name].get_shape())
 
     def name_of(tensor: StoredTensor, layer: int | None) -> str:
       return tensor.hugging_face.format(layer)
 
-    def read(name: str) -> np.ndarray:
-      opened, stored = where[name]
-      return opened.get_tensor(stored)
+    def read(name: str, cut: Cut) -> np.ndarray:
+      return where[name][cut]
 
     yield TensorSource(shapes, name_of, read)
 
@@ -130,6 +98,8 @@ def open_folder(path: str, config: TransformerConfig) -> Iterator[TensorSource]:
 def _text_name(name: str, config: TransformerConfig) -> str | None:
   """The name without a multimodal model's prefix; None for what the text model does not use."""
   if any(part in name for part in ("vision_tower.", "multi_modal_projector.")):
+    return None
+  if name.endswith(".rotary_emb.inv_freq"):  # old files keep what the config says already
     return None
   for prefix in ("model.language_model.", "language_model.model."):
     if name.startswith(prefix):

@@ -88,11 +88,28 @@ class RMSNorm(nn.Module):
 
 
 def rope_angles(
-  positions: Int[Array, "B T"], head_dim: int, base: float, scale: float = 1.0
+  positions: Int[Array, "B T"], config: TransformerConfig, kind: str
 ) -> Float[Array, "B T R"]:
-  """Rotary angles in radians, float32: angle[i] = position / scale * base ** (-2 i / head_dim)."""
-  frequencies = base ** (-jnp.arange(0, head_dim, 2, dtype=jnp.float32) / head_dim)
+  """Rotary angles in radians, float32, of the layers of a kind ('local' or 'global').
+
+  angle[i] = position / scale * base ** (-2 i / head_dim), and Llama 3's divisor where it has one.
+  """
+  local = kind == "local"
+  base = config.rope_base_local if local else config.rope_base_global
+  scale = config.rope_scale_local if local else config.rope_scale_global
+  exponents = jnp.arange(0, config.head_dim, 2, dtype=jnp.float32) / config.head_dim
+  frequencies = base**-exponents
+  if config.rope_llama3_factor != 1.0:
+    frequencies /= llama3_divisors(frequencies, config)
   return positions.astype(jnp.float32)[..., None] * (frequencies / scale)
+
+
+def llama3_divisors(frequencies: Float[Array, "R"], config: TransformerConfig) -> Float[Array, "R"]:
+  """What Llama 3.1 divides each rotation's frequency by (its model card's `apply_scaling`)."""
+  low, high = config.rope_llama3_low_freq, config.rope_llama3_high_freq
+  turns = config.rope_llama3_length * frequencies / (2 * math.pi)
+  kept = jnp.clip((turns - low) / (high - low), 0.0, 1.0)
+  return 1.0 / ((1.0 - kept) / config.rope_llama3_factor + kept)
 
 
 def rotate(x: Float[Array, "B T N H"], angles: Float[Array, "B T R"]) -> Float[Array, "B T N H"]:

@@ -2,12 +2,14 @@
 
 import dataclasses
 import math
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
 from pasmr_jax.models.config import TransformerConfig
+
+VOCABULARY = (("embedding",), ("head",))  # the leaves with a row for each token
+Cut = tuple[slice, ...]  # a part of a tensor: a slice for each of its axes, without steps
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,8 +28,23 @@ class StoredTensor:
     """The stored shape of a leaf of our shape (without `layers`)."""
     return tuple(math.prod(ours[axis] for axis in group) for group in self.axes)
 
+  def cut(self, index: Sequence[slice], ours: tuple[int, ...]) -> Cut:
+    """Where the part `index` of a leaf of our shape is stored.
+
+    Raises ValueError if it does not lie in one piece: of the axes that share a stored axis only the
+    first can be cut (heads, not head_dim).
+    """
+    found = []
+    for first, *rest in self.axes:
+      inner = math.prod(ours[axis] for axis in rest)
+      if any(index[axis].indices(ours[axis])[:2] != (0, ours[axis]) for axis in rest):
+        raise ValueError(f"{self.hugging_face}: axis {rest} of {ours} is split; it must be whole")
+      start, stop, _ = index[first].indices(ours[first])
+      found.append(slice(start * inner, stop * inner))
+    return tuple(found)
+
   def to_ours(self, stored: np.ndarray, ours: tuple[int, ...]) -> np.ndarray:
-    """A view of the stored tensor with our axes."""
+    """A view of the stored tensor, or of a cut of it, with our axes."""
     order = [axis for group in self.axes for axis in group]
     return stored.reshape([ours[axis] for axis in order]).transpose(np.argsort(order))
 
@@ -87,21 +104,4 @@ class TensorSource:
 
   shapes: Mapping[str, tuple[int, ...]]  # of every tensor that concerns the text model
   name_of: Callable[[StoredTensor, int | None], str]  # of a leaf's tensor, in a layer
-  read: Callable[[str], np.ndarray]  # one tensor by its name
-
-
-# What Gemma 2 and 3 share and their files do not say.
-GEMMA: Mapping[str, Any] = {
-  "post_norms": True,
-  "norm_plus_one": True,
-  "activation": "gelu_tanh",
-  "scale_embeddings": True,
-}
-
-
-def shortest_pattern(kinds: tuple[str, ...]) -> tuple[str, ...]:
-  """The shortest pattern that, repeated, gives the kinds of all layers."""
-  for length in range(1, len(kinds) + 1):
-    if all(kind == kinds[i % length] for i, kind in enumerate(kinds)):
-      return kinds[:length]
-  return kinds
+  read: Callable[[str, Cut], np.ndarray]  # a part of one tensor

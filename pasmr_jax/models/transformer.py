@@ -81,12 +81,7 @@ class Transformer(nn.Module):
     x = split_rows(x)
 
     mask, distance, cache = _visible(segment_ids, cache)
-    angles = {
-      "local": rope_angles(positions, config.head_dim, config.rope_base_local),
-      "global": rope_angles(
-        positions, config.head_dim, config.rope_base_global, config.rope_scale_global
-      ),
-    }
+    angles = {kind: rope_angles(positions, config, kind) for kind in ("local", "global")}
     is_local = jnp.asarray([kind == "local" for kind in config.layer_kinds])
     layers = nn.scan(
       _rematerialised(config.remat),

@@ -8,7 +8,7 @@ import os
 import pathlib
 import urllib.error
 import urllib.request
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -66,12 +66,20 @@ def _tpu_vm_of_a_pod() -> bool:
     return False  # no metadata server: not a TPU VM, so nobody to join
 
 
-def make_mesh(fsdp: int, tensor: int) -> Mesh:
+def make_mesh(fsdp: int, tensor: int, devices: Sequence[Any] | None = None) -> Mesh:
   """A mesh of all devices with axes ('fsdp', 'tensor'); fsdp = -1 takes what tensor leaves.
+
+  `devices` are others than this job's, such as those of a TPU that is only compiled for.
 
   Raises ValueError, naming mesh.fsdp or mesh.tensor, if they do not multiply to the device count.
   """
-  devices = jax.device_count()
+  available = jax.devices() if devices is None else devices
+  shape = mesh_shape(fsdp, tensor, len(available))
+  return jax.make_mesh(shape, AXES, axis_types=(AxisType.Auto,) * len(AXES), devices=available)
+
+
+def mesh_shape(fsdp: int, tensor: int, devices: int) -> tuple[int, int]:
+  """Sizes of the axes of `make_mesh`; raises as it does."""
   if tensor < 1 or devices % tensor:
     raise ValueError(f"mesh.tensor: found {tensor}, expected a divisor of the {devices} devices")
   if fsdp == -1:
@@ -81,7 +89,7 @@ def make_mesh(fsdp: int, tensor: int) -> Mesh:
       f"mesh.fsdp: found {fsdp} with mesh.tensor={tensor}, expected -1 or {devices // tensor}, "
       f"so that they multiply to the {devices} devices"
     )
-  return jax.make_mesh((fsdp, tensor), AXES, axis_types=(AxisType.Auto,) * len(AXES))
+  return fsdp, tensor
 
 
 def param_shardings(config: TransformerConfig, mesh: Mesh, rules: Rules) -> Any:

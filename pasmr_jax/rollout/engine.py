@@ -258,16 +258,24 @@ class Engine:
     return jax.tree.map(lambda *arrays: np.concatenate(arrays), *pieces)
 
   def _prompts_a_chunk(self, prompts: int, samples: int) -> int:
-    """As many prompts as `max_rows` allows, a multiple of the local devices."""
-    devices = self.mesh.local_mesh.shape["fsdp"]
     local_rows = self.max_rows // processes.process_count()
-    chunk = processes.global_max(prompts) if self.max_rows == 0 else local_rows // samples
-    chunk = max(1, chunk)
-    return -(-chunk // devices) * devices
+    return prompts_a_chunk(processes.global_max(prompts), samples, local_rows, self._devices())
 
   def _padded_size(self, prompts: int, chunk: int) -> int:
-    """What a chunk of so few prompts is decoded as: a power of two for each device, so that few
-    shapes are compiled and few rows decoded in vain."""
-    devices = self.mesh.local_mesh.shape["fsdp"]
-    each = max(1, -(-prompts // devices))
-    return min(chunk, devices * 2 ** (each - 1).bit_length())
+    return padded_size(prompts, chunk, self._devices())
+
+  def _devices(self) -> int:
+    return self.mesh.local_mesh.shape["fsdp"]
+
+
+def prompts_a_chunk(prompts: int, samples: int, max_rows: int, devices: int) -> int:
+  """As many prompts as `max_rows` rows allow (0: all there are), a multiple of the devices."""
+  chunk = max(1, prompts if max_rows == 0 else max_rows // samples)
+  return -(-chunk // devices) * devices
+
+
+def padded_size(prompts: int, chunk: int, devices: int) -> int:
+  """What a chunk of so few prompts is decoded as: a power of two for each device, so that few
+  shapes are compiled and few rows decoded in vain."""
+  each = max(1, -(-prompts // devices))
+  return min(chunk, devices * 2 ** (each - 1).bit_length())

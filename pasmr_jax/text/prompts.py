@@ -1,6 +1,6 @@
 """What the model reads and writes, as token ids.
 
-    prompt      bos + the question inside the template
+    prompt      bos + the question inside the template (or in the turn of a chat)
     response    open + translation + close + reasoning + eos      a target-language question
                 reasoning + eos                                   a pivot-language question
 
@@ -29,10 +29,12 @@ class Response:
 
 
 def question_prompt(tokenizer: Tokenizer, template: str, question_text: str) -> list[int]:
-  """Token ids of bos and the question inside the template.
+  """Token ids of bos and the question inside the template, or of a chat that asks it.
 
   Control tokens named by the template (`"<start_of_turn>user\\n{question}..."`) are set as such;
-  the same names inside the question are plain text.
+  the same names inside the question are plain text. With a tokenizer that has a `turn` (chat.py)
+  the template's text, without outer spaces, is the user's message, and bos is where the chat
+  template has it.
 
   Args:
     template: text with the one field `{question}`; literal braces are doubled.
@@ -42,10 +44,14 @@ def question_prompt(tokenizer: Tokenizer, template: str, question_text: str) -> 
   before, after = _template_parts(template)
   if not question_text.strip():
     raise ValueError("question_prompt: the question is blank, expected text")
+  ids = [] if tokenizer.bos_id is None else [tokenizer.bos_id]
+  if tokenizer.turn is not None:
+    opening, closing = tokenizer.turn
+    before, after = opening + before.lstrip(), after.rstrip() + closing
+    question_text, ids = question_text.strip(), []
   head, tail = tokenizer.split_controls(before), tokenizer.split_controls(after)
   # Question and neighbouring template text are encoded as one text: tokens may span the seam.
   parts = [*head[:-1], f"{head[-1]}{question_text}{tail[0]}", *tail[1:]]
-  ids = [] if tokenizer.bos_id is None else [tokenizer.bos_id]
   for part in parts:
     ids += [part] if isinstance(part, int) else tokenizer.encode(part)
   return ids

@@ -1,6 +1,15 @@
 import dataclasses
 
+import jaxtyping
 import pytest
+
+
+@pytest.fixture(autouse=True)
+def as_outside_of_tests():
+  """Without the run-time checks of annotations, which would see a wrong type first."""
+  jaxtyping.config.update("jaxtyping_disable", True)
+  yield
+  jaxtyping.config.update("jaxtyping_disable", False)
 
 
 @pytest.mark.parametrize(
@@ -18,6 +27,11 @@ import pytest
     ({"attention_pattern": ("local", "Global")}, "attention_pattern: found"),
     ({"num_kv_heads": 3}, "num_kv_heads: found 3, expected a divisor of num_heads=4"),
     ({"head_dim": 7}, "head_dim: found 7, expected an even number"),
+    ({"rope_llama3_factor": 0.0}, "rope_llama3_factor: found 0.0, expected a positive finite"),
+    (
+      {"rope_llama3_low_freq": 4.0},
+      "rope_llama3_high_freq: found 4.0, expected more than rope_llama3_low_freq=4.0",
+    ),
   ],
 )
 def test_bad_field_is_named_with_what_was_expected(small, changes, message):

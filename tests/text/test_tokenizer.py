@@ -1,5 +1,8 @@
 """The tokenizer's two promises, on each kind of source, and its errors."""
 
+import json
+import pathlib
+
 import pytest
 import sentencepiece
 from hypothesis import given
@@ -100,13 +103,47 @@ def test_padding_without_a_padding_token(paths):
   assert tokenizer.pad_id == tokenizer.bos_id != tokenizer.eos_id
 
 
-def test_padding_equal_to_eos(paths):
-  with pytest.raises(ValueError, match=r"pad_is_eos: padding and a stop token are the same id 2"):
-    load_tokenizer(paths["pad_is_eos"], "<|reserved_0|>", "<|reserved_1|>")
-  tokenizer = load_tokenizer(
-    paths["pad_is_eos"], "<|reserved_0|>", "<|reserved_1|>", pad_token="<|pad|>"
-  )
+def test_padding_is_never_a_stop_token(paths):
+  """A tokenizer that pads with its end of sequence, as Qwen's, pads with another control token."""
+  tokenizer = load_tokenizer(paths["pad_is_eos"], "<|reserved_0|>", "<|reserved_1|>")
   assert (tokenizer.pad_id, tokenizer.eos_id, tokenizer.bos_id) == (0, 2, None)
+  tokenizer = load_tokenizer(
+    paths["pad_is_eos"], "<|reserved_0|>", "<|reserved_1|>", pad_token="<|eot|>"
+  )
+  assert tokenizer.pad_id == tokenizer.controls["<|eot|>"]
+  with pytest.raises(ValueError, match=r"padding token '<\|end\|>' is also a stop token"):
+    load_tokenizer(paths["pad_is_eos"], "<|reserved_0|>", "<|reserved_1|>", pad_token="<|end|>")
+
+
+def test_delimiters_that_the_vocabulary_lacks_become_new_tokens(paths, tokenizers):
+  tokenizer = load_tokenizer(paths["bytes"], "<pivot>", "</pivot>", add_delimiters=True)
+  plain = tokenizers["tags"]
+  size = plain.vocab_size
+  assert (tokenizer.open_ids, tokenizer.close_ids) == ((size,), (size + 1,))
+  assert tokenizer.vocab_size == size + 2
+  assert tokenizer.added == {size: plain.open_ids, size + 1: plain.close_ids}
+  assert tokenizer.single_token_delimiters
+  # Data cannot speak with them, and they are shown when decoded.
+  assert tokenizer.encode("a<pivot>b") == plain.encode("a<pivot>b")
+  ids = [size, *tokenizer.encode("7 apples"), size + 1, *tokenizer.encode(" 12"), 2]
+  assert tokenizer.decode(ids) == "<pivot>7 apples</pivot> 12"
+  # Reserved tokens stay what they are; only what is missing is added.
+  reserved = load_tokenizer(paths["bytes"], "<|reserved_0|>", "<|reserved_1|>", add_delimiters=True)
+  assert (reserved.vocab_size, reserved.added) == (size, {})
+  half = load_tokenizer(paths["bytes"], "<|reserved_0|>", "</pivot>", add_delimiters=True)
+  assert half.open_ids == reserved.open_ids
+  assert half.close_ids == (size,)
+
+
+def test_beginning_of_sequence_is_what_the_tokenizer_itself_adds(paths, tmp_path):
+  """A tokenizer may name a token for it and not use it (SmolLM2)."""
+  for file in pathlib.Path(paths["bytes"]).iterdir():
+    (tmp_path / file.name).write_bytes(file.read_bytes())
+  saved = json.loads((tmp_path / "tokenizer.json").read_text())
+  saved["post_processor"] = None
+  (tmp_path / "tokenizer.json").write_text(json.dumps(saved))
+  assert load_tokenizer(paths["bytes"], "<pivot>", "</pivot>").bos_id == 1
+  assert load_tokenizer(str(tmp_path), "<pivot>", "</pivot>").bos_id is None
 
 
 @pytest.mark.parametrize(

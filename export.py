@@ -1,0 +1,59 @@
+"""Any checkpoint of a run as a folder for transformers: weights, tokenizer and a model card.
+
+    python export.py --config=configs/tiny.py --workdir=runs/tiny --out=exported/tiny
+    python export.py --config=configs/pasmr_gemma.py:1b --workdir=DIR --out=exported/gemma \\
+      --dtype=bfloat16 --stage=srl --step=best
+
+--stage=pretrained exports model.pretrained as it is, with the delimiters in its tokenizer: a GGUF
+file becomes a folder. docs/models.md says what is written and how it is verified.
+"""
+
+import pathlib
+
+import jax
+from absl import app, flags, logging
+from ml_collections import config_flags
+
+from pasmr_jax import Config
+from pasmr_jax.experiment import validation
+from pasmr_jax.experiment.exporting import check_target, export
+from pasmr_jax.experiment.setup import last_stage, make_run, say
+
+CONFIG = config_flags.DEFINE_config_file("config", None, "Configuration file.", lock_config=True)
+WORKDIR = flags.DEFINE_string("workdir", None, "Work directory of the run.")
+OUT = flags.DEFINE_string("out", None, "Folder to write; must not exist, or be empty.")
+DTYPE = flags.DEFINE_enum(
+  "dtype", "", ["", "float32", "bfloat16"], "Of the weights; '' is model.param_dtype."
+)
+STAGE = flags.DEFINE_enum(
+  "stage",
+  "last",
+  ["last", "pretrained", *validation.STAGES],
+  "Stage of the checkpoint; 'pretrained' exports model.pretrained as it is.",
+)
+STEP = flags.DEFINE_string("step", "last", "Step of the checkpoint: a number, 'last' or 'best'.")
+
+
+def main(_):
+  logging.set_verbosity(logging.ERROR)
+  config: Config = CONFIG.value
+  workdir, out = pathlib.Path(str(WORKDIR.value)), pathlib.Path(str(OUT.value))
+  check_target(out)
+  if STAGE.value == "pretrained" and not config.model.pretrained:
+    raise ValueError("--stage=pretrained: model.pretrained is ''; expected weights to export")
+  validation.check(config)
+  run = make_run(config, workdir, pools=())
+  with jax.set_mesh(run.mesh):
+    if STAGE.value == "pretrained":
+      params, checkpoint = run.pretrained_params(), "pretrained"
+    else:
+      stage = last_stage(workdir) if STAGE.value == "last" else STAGE.value
+      params, step = run.checkpoint_params(stage, STEP.value)
+      checkpoint = f"{stage}_{step}"
+    export(run, params, checkpoint, out, DTYPE.value)
+  say(f"exported {checkpoint} to {out}")
+
+
+if __name__ == "__main__":
+  flags.mark_flags_as_required(["config", "workdir", "out"])
+  app.run(main)

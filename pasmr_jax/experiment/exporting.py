@@ -1,0 +1,202 @@
+"""A checkpoint of a run as a Hugging Face folder, for whoever has no pasmr_jax.
+
+`export` writes weights, config.json, tokenizer, generation_config.json, the training configuration
+and a model card into `FOLDER.partial`, reads the folder back as a stranger would, and only then
+gives it its name: an interrupted export leaves nothing that looks finished.
+"""
+
+import json
+import pathlib
+import shutil
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from pasmr_jax import Config
+from pasmr_jax.experiment.setup import Run, parameter_count, source
+from pasmr_jax.models import pretrained
+from pasmr_jax.models.writing import find_layout, write_json, write_model
+from pasmr_jax.text.fast_tokenizer import save_tokenizer
+from pasmr_jax.text.languages import LANGUAGES
+from pasmr_jax.text.tokenizer import load_tokenizer
+
+
+def check_target(folder: pathlib.Path) -> None:
+  """Raises ValueError if an export would overwrite something."""
+  if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+    raise ValueError(f"--out={folder}: expected no such file, or an empty folder")
+
+
+def export(run: Run, params: Any, checkpoint: str, folder: pathlib.Path, dtype: str = "") -> None:
+  """Writes the folder.
+
+  Args:
+    run: of the parameters.
+    params: its parameter tree, all of it addressable by this process.
+    checkpoint: what they are, such as 'srl_300', for the model card.
+    folder: does not exist, or is empty.
+    dtype: of the weights, 'float32' or 'bfloat16'; '' is that of the parameters.
+
+  Raises:
+    ValueError: the folder holds something, no family has the model's features, or transformers
+      cannot express its tokenizer.
+  """
+  check_target(folder)
+  config, tokenizer, model = run.config, run.tokenizer, run.model
+  dtype = dtype or model.param_dtype
+  known, rows = _known(run)
+  layout = find_layout(model, rows, known, dtype)
+  partial = folder.with_name(f"{folder.name}.partial")
+  if partial.exists():
+    shutil.rmtree(partial)
+  partial.mkdir(parents=True)
+
+  save_tokenizer(tokenizer, partial)
+  write_json(partial / "generation_config.json", _special_tokens(run))
+  write_json(partial / "training_config.json", _training_config(config))
+  write_model(partial, layout, params, dtype)
+  card = "\n".join(_card(run, checkpoint, layout.family.model_types[0], dtype, params))
+  (partial / "README.md").write_text(card + "\n", "utf-8")
+
+  _read_back(run, partial)
+  if folder.exists():
+    folder.rmdir()  # empty: a rename does not replace a folder everywhere
+  partial.rename(folder)
+
+
+def _known(run: Run) -> tuple[dict[str, Any], int]:
+  """What config.json shall say besides the shape, and how many rows the embedding has."""
+  own, tokens = _special_tokens(run), run.tokenizer.vocab_size
+  settings = run.config
+  if not settings.model.pretrained:
+    lengths = [settings[stage].max_length for stage in ("base", "pam")]
+    lengths.append(settings.srl.max_prompt_length + settings.srl.max_new_tokens)
+    return own | {"max_position_embeddings": max(lengths)}, tokens
+  path = source(settings.model)
+  stated = pretrained.stated_config(path)
+  # Rows that the checkpoint has and no token stands for are kept, rows that were added go.
+  rows = max(pretrained.load_config(path).vocab_size, tokens)
+  return stated if "model_type" in stated else own | stated, rows
+
+
+def _special_tokens(run: Run) -> dict[str, Any]:
+  tokenizer = run.tokenizer
+  stops = list(tokenizer.stop_ids)
+  ids = {"eos_token_id": stops if len(stops) > 1 else stops[0], "pad_token_id": tokenizer.pad_id}
+  return ids if tokenizer.bos_id is None else ids | {"bos_token_id": tokenizer.bos_id}
+
+
+def _read_back(run: Run, folder: pathlib.Path) -> None:
+  """Reads what was written as a new run would.
+
+  Raises:
+    ValueError: tensors or delimiters are not what they were.
+  """
+  pretrained.check_tensors(folder, pretrained.load_config(folder))
+  tokenizer = run.tokenizer
+  found = load_tokenizer(str(folder), tokenizer.open_delimiter, tokenizer.close_delimiter)
+  for name in ("open_ids", "close_ids", "eos_id", "bos_id"):
+    if getattr(found, name) != getattr(tokenizer, name):
+      raise ValueError(
+        f"{folder}: {name} would be read as {getattr(found, name)}, not {getattr(tokenizer, name)}"
+      )
+
+
+def _training_config(config: Config) -> dict[str, Any]:
+  """The whole configuration, without where things lay on the machine that trained."""
+  values = json.loads(config.to_json_best_effort())
+  values["data"]["root"] = ""
+  values["model"]["pretrained"] = _base_model(config)
+  return values
+
+
+def _base_model(config: Config) -> str:
+  """The hub id of what training began with, or the name of its file or folder."""
+  name = config.model.pretrained
+  return pathlib.Path(name).name if pathlib.Path(name).exists() else name
+
+
+def _card(run: Run, checkpoint: str, family: str, dtype: str, params: Any) -> Iterator[str]:
+  """The lines of README.md."""
+  config, tokenizer = run.config, run.tokenizer
+  codes = [config.pivot, *config.languages]
+  base = config.model.pretrained
+  yield "---"
+  yield "library_name: transformers"
+  yield "pipeline_tag: text-generation"
+  yield "language:"
+  yield from (f"- {code}" for code in codes)
+  if base and not pathlib.Path(base).exists():
+    yield f"base_model: {base}"
+  yield "tags:\n- pasmr\n- math"
+  yield "---"
+  yield f"\n# {_base_model(config) or 'A small model'}, trained with PASMR\n"
+  yield (
+    "PASMR (arXiv 2601.17671) teaches a model to reason in more languages with its own answers in"
+    " the pivot language, without gold answers and without a reward model."
+  )
+  names = ", ".join(LANGUAGES[code].name for code in config.languages)
+  yield f"\n- Pivot: {LANGUAGES[config.pivot].name}. Languages: {names}."
+  yield f"- Checkpoint: `{checkpoint}`."
+  yield f"- {parameter_count(params):,} parameters, {dtype}, architecture `{family}`."
+  if config.model.revision:
+    yield f"- Began with revision `{config.model.revision}` of `{_base_model(config)}`."
+
+  yield "\n## How it answers\n"
+  yield "It is asked with this text, where `{question}` stands for the question:\n"
+  yield f"```\n{config.prompt.question}\n```\n"
+  if config.prompt.style == "chat":
+    yield "inside the chat template, as the user's message" + (
+      f", after the system text `{config.prompt.system}`.\n" if config.prompt.system else ".\n"
+    )
+  yield (
+    f"A question in a target language is first translated between `{tokenizer.open_delimiter}` and"
+    f" `{tokenizer.close_delimiter}`, then answered in its own language; the final answer follows"
+    " `#### `. Decode with `skip_special_tokens=False` to see the delimiters.\n"
+  )
+
+  yield "## Scores\n"
+  yield from _scores(run.workdir / "results", codes)
+
+  yield "\n## Training\n"
+  yield "All settings are in `training_config.json`. The main ones:\n"
+  yield "| key | value |\n|---|---|"
+  for key, value in _main_settings(config):
+    yield f"| `{key}` | {value} |"
+  yield "\n## Data\n"
+  for name, sources in config.data.items():
+    if isinstance(sources, tuple) and sources:
+      yield f"- {name}: {', '.join(f'`{one}`' for one in sources)}"
+
+
+def _scores(folder: pathlib.Path, codes: list[str]) -> Iterator[str]:
+  rows = []
+  for file in sorted(folder.glob("*.json")):
+    ways: Mapping[str, Any] = json.loads(file.read_text("utf-8"))
+    for way, measures in ways.items():
+      found = [measures.get(f"accuracy/{code}") for code in codes]
+      if any(value is not None for value in found):
+        cells = ["-" if value is None else f"{100 * value:.1f}" for value in found]
+        rows.append(f"| {file.stem}, {way} | {' | '.join(cells)} |")
+  if not rows:
+    yield "Not evaluated."
+    return
+  yield "Accuracy in %, by language:\n"
+  yield f"| | {' | '.join(codes)} |\n|---|{'---|' * len(codes)}"
+  yield from rows
+
+
+def _main_settings(config: Config) -> Iterator[tuple[str, Any]]:
+  yield "stages", ", ".join(config.stages)
+  yield "seed", config.seed
+  for stage in config.stages:
+    yield f"{stage}.steps", config[stage].steps
+    yield f"{stage}.optimizer.learning_rate", config[stage].optimizer.learning_rate
+    if stage != "srl":
+      yield f"{stage}.batch_size", config[stage].batch_size
+      yield f"{stage}.max_length", config[stage].max_length
+  if "srl" in config.stages:
+    for key in ("questions", "group_size", "advantage", "credit", "kl_coef"):
+      yield f"srl.{key}", config.srl[key]
+    for key in ("source", "teacher", "scope", "pivot_samples"):
+      yield f"feedback.{key}", config.feedback[key]
+    yield "reward.kind", config.reward.kind

@@ -1,0 +1,172 @@
+"""Does a configuration fit a TPU slice, and how fast can it be: asked before one is rented.
+
+`plan` answers for one topology, `smallest` for every generation, `max_batch` for the largest
+microbatch. Each question is put to a process of its own (`planning_worker.py`), because libtpu
+reads how to compile without a TPU from variables that must stand before jax is imported, and
+because a compiler that dies must not take the answers before it along. Answers are kept as JSON in
+a folder, named by a digest of the question, of the versions that compile, and of this package.
+
+This file and `planning_table.py`, which prints, do without jax.
+"""
+
+import dataclasses
+import hashlib
+import importlib.metadata
+import importlib.util
+import json
+import os
+import pathlib
+import subprocess
+import sys
+import tempfile
+from collections.abc import Mapping
+from typing import Any
+
+from pasmr_jax import Config
+from pasmr_jax.experiment.planning_cost import CHIPS
+
+# What decides about the programs; the rest of a configuration may change without compiling again.
+_DECIDES = ("stages", "model", "tokenizer", "mesh", "base", "pam", "srl", "feedback", "rollout")
+_VERSIONS = ("jax", "jaxlib", "libtpu", "flax", "optax")
+# So that libtpu neither looks for a TPU's host nor claims one, and two plans may run at a time.
+_ENVIRONMENT = {
+  "JAX_PLATFORMS": "cpu",
+  "TPU_SKIP_MDS_QUERY": "1",
+  "TPU_ACCELERATOR_TYPE": "v5litepod-4",
+  "TPU_WORKER_HOSTNAMES": "localhost",
+  "TPU_WORKER_ID": "0",
+  "TPU_LOG_DIR": "disabled",
+  "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
+  "TF_CPP_MIN_LOG_LEVEL": "3",
+}
+
+
+class PlanError(Exception):
+  """What keeps a plan from being made, said for the user."""
+
+
+class UnsuitableError(PlanError):
+  """The configuration cannot be run on so many devices."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Planning:
+  """A configuration to plan, and how."""
+
+  config: Config
+  cache: pathlib.Path  # folder of answers
+  fill: float = 1.0  # mean length of prompt and response over their limits
+  quick: bool = False  # compile with little effort
+
+  def plan(self, topology: str, stop_early: bool = False) -> dict[str, Any]:
+    """The report of one topology such as `v5e:4x8`.
+
+    Where batches do not divide over its devices, microbatches and padding are changed so that they
+    do, and the report says which keys that took.
+
+    Args:
+      topology: generation and shape.
+      stop_early: leave out the programs after the first that does not fit.
+
+    Raises:
+      PlanError: libtpu is missing, the topology or the configuration is wrong, or compiling failed.
+    """
+    return self._ask(topology, stop_early=stop_early, max_batch=False)
+
+  def max_batch(self, topology: str) -> dict[str, Any]:
+    """The largest rows a device in a microbatch, found by compiling; raises as `plan`."""
+    return self._ask(topology, stop_early=False, max_batch=True)
+
+  def smallest(self, generation: str) -> tuple[dict[str, Any] | None, list[tuple[str, str]]]:
+    """The report of the smallest slice that fits, and why each smaller one does not."""
+    refused = []
+    for shape in CHIPS[generation].slices:
+      topology = f"{generation}:{shape}"
+      try:
+        report = self.plan(topology, stop_early=True)
+      except UnsuitableError as error:
+        refused.append((topology, str(error).splitlines()[-1].strip()))
+        continue
+      if report["fits"]:
+        return report, refused
+      worst = max(report["programs"], key=lambda program: program["over_bytes"])
+      over = worst["over_bytes"] / 2**30
+      refused.append((topology, f"{worst['program']} is {over:.2f} GiB over"))
+    return None, refused
+
+  def _ask(self, topology: str, **question: Any) -> dict[str, Any]:
+    check_topology(topology)
+    config = self.config.to_dict()
+    request = question | {"topology": topology, "fill": self.fill, "quick": self.quick}
+    versions = compiler_versions()
+    decides = {name: config[name] for name in _DECIDES}
+    name = _digest(request | {"config": decides, "versions": versions, "code": _code()})
+    kept = self.cache / f"{name}.json"
+    if kept.exists():
+      return json.loads(kept.read_text("utf-8"))
+    found = _in_a_process(request | {"config": config})
+    if "unsuitable" in found:
+      raise UnsuitableError(found["unsuitable"])
+    if "error" in found:
+      raise PlanError(found["error"])
+    found = {"topology": topology, "quick": self.quick, "versions": versions} | found
+    kept.parent.mkdir(parents=True, exist_ok=True)
+    partial = kept.with_suffix(f".{os.getpid()}")
+    partial.write_text(json.dumps(found, indent=1), "utf-8")
+    partial.replace(kept)
+    return found
+
+
+def check_topology(name: str) -> None:
+  """Raises PlanError unless `name` is a known generation and a shape such as 4x4."""
+  generation, _, shape = name.partition(":")
+  sides = shape.split("x")
+  if generation not in CHIPS or not all(side.isdecimal() and int(side) > 0 for side in sides):
+    examples = ", ".join(f"{known}:{CHIPS[known].slices[1]}" for known in CHIPS)
+    raise PlanError(f"--topology={name}: expected 'auto' or a slice such as {examples}")
+
+
+def compiler_versions() -> dict[str, str]:
+  """Versions of what compiles.
+
+  Raises:
+    PlanError: libtpu is not installed.
+  """
+  if importlib.util.find_spec("libtpu") is None:
+    raise PlanError(
+      "plan.py compiles for TPUs with libtpu, which is not installed here. It comes with jax[tpu]"
+      " on Linux x86-64: pip install -r requirements.txt"
+    )
+  return {name: importlib.metadata.version(name) for name in _VERSIONS}
+
+
+def _in_a_process(request: Mapping[str, Any]) -> dict[str, Any]:
+  with tempfile.TemporaryDirectory() as folder:
+    asked, answered = pathlib.Path(folder) / "request.json", pathlib.Path(folder) / "answer.json"
+    asked.write_text(json.dumps(request), "utf-8")
+    root = str(pathlib.Path(__file__).resolve().parents[2])
+    path = os.pathsep.join(filter(None, (root, os.environ.get("PYTHONPATH"))))
+    worker = "pasmr_jax.experiment.planning_worker"
+    finished = subprocess.run(
+      [sys.executable, "-m", worker, str(asked), str(answered)],
+      env=os.environ | _ENVIRONMENT | {"PYTHONPATH": path},
+      check=False,
+    )
+    if not answered.exists():
+      raise PlanError(
+        f"compiling for {request['topology']} ended with exit code {finished.returncode} and no"
+        " answer; what it said is above"
+      )
+    return json.loads(answered.read_text("utf-8"))
+
+
+def _code() -> str:
+  """A digest of this package: another program must not be answered from the cache."""
+  digest = hashlib.sha256()
+  for path in sorted(pathlib.Path(__file__).resolve().parents[1].rglob("*.py")):
+    digest.update(path.read_bytes())
+  return digest.hexdigest()
+
+
+def _digest(request: Mapping[str, Any]) -> str:
+  return hashlib.sha256(json.dumps(request, sort_keys=True).encode()).hexdigest()[:24]

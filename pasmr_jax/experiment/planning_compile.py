@@ -1,0 +1,177 @@
+"""Compiles one program for a TPU and reads from the result what it needs and what it costs.
+
+`compile_program` gives a plain dictionary, ready for JSON: whether it fits, what fills the memory
+of one device while it runs, and for each of its parts (sampling has two: prefill and decode) the
+operations, the bytes, and the time that no run can beat.
+"""
+
+import dataclasses
+import math
+import re
+import time
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+
+from pasmr_jax.experiment import planning_cost
+from pasmr_jax.experiment.planning_cost import GIB, Chip, Cost
+from pasmr_jax.experiment.planning_hlo import Array, Module, parse, scheduled_arrays
+
+REST = "activations and the rest"
+
+
+@dataclasses.dataclass(frozen=True)
+class Program:
+  """A jitted function with the abstract arguments that training calls it with."""
+
+  name: str
+  function: Any
+  arguments: tuple[Any, ...]
+  keywords: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+  parts: Mapping[str, Any] = dataclasses.field(default_factory=dict)  # trees it holds, by name
+  resident: Mapping[str, Any] = dataclasses.field(default_factory=dict)  # trees held beside it
+  vocabulary: int = 0  # logits of a token on one device
+  logits: int = 0  # of all tokens that one device has logits of at a time
+  cache: tuple[int, int] = (0, 0)  # layers and slots of a key/value cache
+  calls: int = 1  # a step
+  tokens: int = 0  # a call
+  prompt_tokens: int = 0  # of a call of sampling
+  decoded: int = 0  # tokens a row that sampling draws at most; 0 is another program
+
+
+def compile_program(program: Program, devices: int, chip: Chip, quick: bool) -> dict[str, Any]:
+  """What one device holds and does.
+
+  Args:
+    program: what to compile; the caller has set its mesh.
+    devices: how many there are.
+    chip: their kind.
+    quick: compile with little effort: four times as fast, other figures for memory.
+
+  Raises:
+    jax.errors.JaxRuntimeError: compiling fails for another reason than memory.
+  """
+  started = time.perf_counter()
+  traced = program.function.trace(*program.arguments, **program.keywords)
+  options = {"exec_time_optimization_effort": -1.0} if quick else None
+  resident = {name: device_bytes(tree) for name, tree in program.resident.items()}
+  report: dict[str, Any] = {"program": program.name, "calls": program.calls}
+  try:
+    compiled = traced.lower().compile(compiler_options=options)
+  except jax.errors.JaxRuntimeError as error:
+    if "RESOURCE_EXHAUSTED" not in str(error):
+      raise
+    peak, module = _needed(str(error), program, chip), None
+  else:
+    peak = compiled.memory_analysis().peak_memory_in_bytes
+    module = parse(compiled.as_text())
+  total = peak + sum(resident.values())
+  report |= {
+    "fits": module is not None and total <= chip.hbm_limit,
+    "peak_bytes": total,
+    "over_bytes": max(0, math.ceil(total - chip.hbm_limit)),
+    "filled_by": filled_by(program, peak, module) | {k: v for k, v in resident.items() if v},
+    "compile_seconds": round(time.perf_counter() - started, 1),
+  }
+  if module is not None:
+    report["parts"] = _parts(program, traced.jaxpr, module, devices, chip)
+    sizes = (math.prod(array.dims) for array in _with_vocabulary(program, module))
+    report["largest_with_vocabulary"] = max(sizes, default=0)
+  return report
+
+
+def device_bytes(tree: Any) -> int:
+  """Bytes of a tree of sharded abstract arrays on one device."""
+  return sum(
+    math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize
+    for leaf in jax.tree.leaves(tree)
+  )
+
+
+def filled_by(program: Program, peak: int, module: Module | None) -> dict[str, int]:
+  """The peak by what fills it, in bytes.
+
+  Trees count by their shapes, gradients as one tree more; the cache and logits as the largest such
+  arrays of the schedule. What is left has the name `REST`.
+  """
+  filled = {name: device_bytes(tree) for name, tree in program.parts.items()}
+  if module is not None:
+    arrays = _with_vocabulary(program, module)
+    logits = [array.bytes for array in arrays if math.prod(array.dims) == program.logits]
+    filled["logits"] = max(logits, default=0)
+    layers, slots = program.cache
+    caches = [
+      array.bytes
+      for array in scheduled_arrays(module)
+      if slots and len(array.dims) == 5 and {layers, slots} <= set(array.dims)
+    ]
+    filled["cache"] = 2 * max(caches, default=0)  # keys and values
+  # Gradients are not all alive at once if the optimizer consumes some early.
+  filled[REST] = peak - sum(filled.values())
+  if filled[REST] < 0 and "gradients" in filled:
+    filled["gradients"] = max(0, filled["gradients"] + filled[REST])
+    filled[REST] = peak - sum(size for name, size in filled.items() if name != REST)
+  return {name: size for name, size in filled.items() if size > 0}
+
+
+def _with_vocabulary(program: Program, module: Module) -> list[Array]:
+  """Arrays in HBM that have a number for each token of the vocabulary: tables and logits."""
+  return [
+    array for array in scheduled_arrays(module) if {program.vocabulary} & set(array.dims) - {0}
+  ]
+
+
+def _needed(message: str, program: Program, chip: Chip) -> int:
+  """Bytes that a program which does not fit would take, from the compiler's refusal.
+
+  It says how much is used in all, or how much the temporaries need beside the arguments.
+  """
+  units = {"": 1, "K": 2**10, "M": 2**20, "G": GIB, "T": 2**40}
+  used = re.search(r"Used ([\d.]+)([KMGT]?) of", message)
+  temporaries = re.search(r"temporaries \(([\d.]+)([KMGT]?)\) exceeds", message)
+  if used:
+    return math.ceil(float(used[1]) * units[used[2]])
+  if temporaries:
+    held = (tree for name, tree in program.parts.items() if name != "gradients")
+    beside = sum(map(device_bytes, held))
+    return math.ceil(float(temporaries[1]) * units[temporaries[2]]) + beside
+  return math.ceil(chip.hbm_limit) + 1  # more than there is; how much is not said
+
+
+def _parts(
+  program: Program, jaxpr: Any, module: Module, devices: int, chip: Chip
+) -> list[dict[str, Any]]:
+  def cost(trips: int) -> Cost:
+    return Cost(
+      planning_cost.flops(jaxpr, trips) / devices,
+      planning_cost.hbm_bytes(module, trips),
+      planning_cost.collective_bytes(module, trips),
+    )
+
+  if not program.decoded:
+    return [_part(program.name, cost(0), program.tokens, program.calls, chip)]
+  # Decoding is the one loop that may stop early: without its trips the rest is the prefill.
+  prefill, both = cost(0), cost(program.decoded)
+  name, calls = program.name, program.calls
+  return [
+    _part(f"{name} prefill", prefill, program.prompt_tokens, calls, chip),
+    _part(f"{name} decode", both.minus(prefill), program.tokens, calls, chip),
+  ]
+
+
+def _part(name: str, cost: Cost, tokens: int, calls: int, chip: Chip) -> dict[str, Any]:
+  seconds, bound = planning_cost.floor(cost, chip)
+  floor = seconds[bound]
+  return {
+    "part": name,
+    "calls": calls,
+    "flops": cost.flops,
+    "hbm_bytes": cost.hbm_bytes,
+    "collective_bytes": cost.collective_bytes,
+    "seconds": seconds,
+    "floor_seconds": floor,
+    "bound": bound,
+    "tokens": tokens,
+    "tokens_per_second": tokens / floor if floor else 0.0,
+  }

@@ -1,0 +1,200 @@
+"""Reads the scheduled HLO of a compiled program.
+
+The text of `compiled.as_text()` for a TPU is the schedule of one device: every fusion, copy and
+collective in order, each array with the memory it lives in (a layout with `S(1)` is VMEM, other
+numbers are smaller memories, none is HBM). `parse` reads it into computations, and `executions`
+says how often each of them runs. `planning_cost.py` counts with both.
+"""
+
+import collections
+import dataclasses
+import functools
+import math
+import re
+from collections.abc import Iterator, Mapping
+
+ITEM_BITS = {
+  "pred": 8, "s4": 4, "u4": 4, "s8": 8, "u8": 8, "s16": 16, "u16": 16, "s32": 32, "u32": 32,
+  "s64": 64, "u64": 64, "f8e4m3fn": 8, "f8e5m2": 8, "bf16": 16, "f16": 16, "f32": 32, "f64": 64,
+  "c64": 64,
+}  # fmt: skip
+
+_ARRAY = re.compile(r"\b([a-z]\w*)\[([\d,]*)\](\{[^{}]*\})?")
+_COMPUTATION = re.compile(r"(ENTRY )?%?([\w.\-]+) \(.*\{\s*$")
+_INSTRUCTION = re.compile(r"\s+(ROOT )?%([\w.\-]+) = ")
+_NAME = re.compile(r"%([\w.\-]+)")
+
+
+@dataclasses.dataclass(frozen=True)
+class Array:
+  """One array of a type: its dimensions, bytes, and whether it lives in HBM."""
+
+  dims: tuple[int, ...]
+  bytes: int
+  in_hbm: bool
+
+
+@dataclasses.dataclass(frozen=True)
+class Instruction:
+  """One line of a computation."""
+
+  name: str
+  type: str
+  opcode: str
+  operands: tuple[str, ...]
+  attributes: str
+  root: bool
+
+  @functools.cached_property
+  def arrays(self) -> tuple[Array, ...]:
+    return arrays_of(self.type)
+
+  @functools.cached_property
+  def hbm(self) -> int:
+    return sum(array.bytes for array in self.arrays if array.in_hbm)
+
+  @property
+  def size(self) -> int:
+    """Bytes of the result wherever it lives."""
+    return sum(array.bytes for array in self.arrays)
+
+  def called(self, *names: str) -> list[str]:
+    """Computations named by attributes such as `calls=%a` or `branch_computations={%a, %b}`."""
+    found = re.findall(rf"\b(?:{'|'.join(names)})=(\{{[^}}]*\}}|%[\w.\-]+)", self.attributes)
+    return [name for group in found for name in _NAME.findall(group)]
+
+
+class Computation:
+  """Instructions in order, with what is looked up in them."""
+
+  def __init__(self, instructions: list[Instruction]):
+    self.instructions = instructions
+    self.by_name = {one.name: one for one in instructions}
+    self.parameters: dict[int, str] = {}
+    self.users: dict[str, list[tuple[Instruction, int]]] = collections.defaultdict(list)
+    for one in instructions:
+      if one.opcode == "parameter":
+        self.parameters[int(one.attributes.partition(")")[0])] = one.name
+      for place, operand in enumerate(one.operands):
+        self.users[operand].append((one, place))
+
+  @functools.cached_property
+  def root(self) -> Instruction:
+    return next(one for one in self.instructions if one.root)
+
+
+@dataclasses.dataclass(frozen=True)
+class Module:
+  """A parsed program."""
+
+  computations: Mapping[str, Computation]
+  entry: str
+
+
+def arrays_of(type_text: str) -> tuple[Array, ...]:
+  """The arrays of a type such as `(bf16[8,128]{1,0:T(8,128)S(1)}, u32[])`."""
+  found = []
+  for kind, dims_text, layout in _ARRAY.findall(type_text):
+    if kind in ITEM_BITS:
+      dims = tuple(int(size) for size in dims_text.split(",") if size)
+      found.append(Array(dims, math.prod(dims) * ITEM_BITS[kind] // 8, "S(" not in layout))
+  return tuple(found)
+
+
+def parse(text: str) -> Module:
+  """Reads `compiled.as_text()`.
+
+  Raises:
+    ValueError: the text has no entry computation.
+  """
+  computations: dict[str, list[Instruction]] = {}
+  entry, current = "", None
+  for line in text.splitlines():
+    if not line.startswith(" "):
+      header = _COMPUTATION.match(line)
+      if header:
+        current = computations.setdefault(header[2], [])
+        entry = header[2] if header[1] else entry
+      continue
+    start = _INSTRUCTION.match(line)
+    if start and current is not None:
+      current.append(_instruction(line[start.end() :], start[2], bool(start[1])))
+  if not entry:
+    raise ValueError("expected the text of a compiled program, found no ENTRY computation")
+  return Module({name: Computation(lines) for name, lines in computations.items()}, entry)
+
+
+def _instruction(text: str, name: str, root: bool) -> Instruction:
+  """`TYPE OPCODE(OPERANDS), ATTRIBUTES`; a tuple's type has brackets and blanks of its own."""
+  end = _closing(text, 0) + 1 if text.startswith("(") else text.index(" ")
+  opcode, _, rest = text[end:].lstrip().partition("(")
+  operands = rest[: _closing("(" + rest, 0) - 1]
+  return Instruction(name, text[:end], opcode, tuple(_NAME.findall(operands)), rest, root)
+
+
+def _closing(text: str, start: int) -> int:
+  """Where the bracket that opens at `start` closes."""
+  depth = 0
+  for place in range(start, len(text)):
+    depth += (text[place] == "(") - (text[place] == ")")
+    if depth == 0:
+      return place
+  return len(text)
+
+
+def trips(module: Module, condition: str) -> int | None:
+  """How often a loop with this condition runs, or None if that is decided while it runs.
+
+  A `lax.scan` compiles to a counter from 0 that is compared with a constant; a loop that may stop
+  early (decoding) compares more than that.
+  """
+  computation = module.computations[condition]
+  root = computation.root
+  constants = [
+    int(one.attributes.partition(")")[0])
+    for one in computation.instructions
+    if one.opcode == "constant" and re.match(r"-?\d+\)", one.attributes)
+  ]
+  if root.opcode == "fusion":
+    inner = module.computations[root.called("calls")[0]]
+    if inner.root.opcode != "compare":
+      return None
+  elif root.opcode != "compare":
+    return None
+  return constants[0] if len(constants) == 1 else None
+
+
+def executions(module: Module, dynamic_trips: int, fusions: bool) -> dict[str, int]:
+  """How often each computation runs.
+
+  Of a conditional the branches count as never run: in the programs here they hold only sampling's
+  optional truncation and work that one platform does not do. `fusions` also visits the insides of
+  fusions, where collectives may stand.
+  """
+  times: dict[str, int] = collections.Counter()
+
+  def visit(name: str, count: int) -> None:
+    times[name] += count
+    for one in module.computations[name].instructions:
+      if one.opcode == "while":
+        (condition,), (body,) = one.called("condition"), one.called("body")
+        known = trips(module, condition)
+        runs = count * (dynamic_trips if known is None else known)
+        visit(body, runs)
+        visit(condition, runs)
+      elif one.opcode == "call" or (one.opcode == "fusion" and fusions):
+        for callee in one.called("to_apply", "calls"):
+          visit(callee, count)
+      elif one.opcode == "async-start" and fusions:
+        for callee in one.called("calls"):
+          visit(callee, count)
+
+  visit(module.entry, 1)
+  return times
+
+
+def scheduled_arrays(module: Module) -> Iterator[Array]:
+  """Every array in HBM that an instruction of the schedule makes (not those inside fusions)."""
+  for name in executions(module, dynamic_trips=1, fusions=False):
+    for one in module.computations[name].instructions:
+      yield from (array for array in one.arrays if array.in_hbm)

@@ -1,0 +1,95 @@
+"""How large the programs of a configuration are: rows, lengths and calls of one SRL step.
+
+Nobody knows before a run how long responses will be, so a plan takes what the configuration allows
+at most: it must fit, and the floor of its time is that of this much work.
+"""
+
+import dataclasses
+import math
+
+from pasmr_jax import Config
+from pasmr_jax.rollout.engine import padded_size, prompts_a_chunk
+
+
+@dataclasses.dataclass(frozen=True)
+class Workload:
+  """Shapes of the programs of one SRL step, over all devices."""
+
+  update_rows: int  # packed rows of one optimizer step
+  update_length: int  # tokens a row
+  prompt_length: int  # slots of a prompt while sampling
+  prompts: int  # decoded together, `group_size` responses each
+  calls: int  # of the rollout a step
+  pivot_prompts: int  # translations solved together, `pivot_samples` each
+  pivot_calls: int
+
+
+def workload(config: Config, fsdp: int, fill: float) -> Workload:
+  """What an SRL step is at most: every prompt and response at its limit, all translations distinct.
+
+  Args:
+    config: the whole configuration.
+    fsdp: devices that rows are split over.
+    fill: mean length of prompt and response over the limits, above 0 and at most 1. It decides how
+      many share a packed row, and nothing else.
+  """
+  srl, feedback = config.srl, config.feedback
+  longest = srl.max_prompt_length + srl.max_new_tokens
+  length = srl.row_length or longest
+  responses = (srl.update_rows or srl.questions * srl.group_size) // srl.inner_batches
+  a_row = max(1, int(length / (fill * longest)))
+  rows = -(-responses // a_row)
+  bucket = config.rollout.prompt_bucket
+  prompts, calls = decoded_together(srl.questions, srl.group_size, config.rollout.max_rows, fsdp)
+  translations = srl.questions * srl.group_size
+  pivot_prompts, pivot_calls = decoded_together(
+    translations, feedback.pivot_samples, config.rollout.max_rows, fsdp
+  )
+  return Workload(
+    update_rows=-(-rows // srl.row_bucket) * srl.row_bucket,
+    update_length=length,
+    prompt_length=-(-srl.max_prompt_length // bucket) * bucket,
+    prompts=prompts,
+    calls=calls,
+    pivot_prompts=pivot_prompts,
+    pivot_calls=pivot_calls,
+  )
+
+
+def decoded_together(prompts: int, samples: int, max_rows: int, fsdp: int) -> tuple[int, int]:
+  """Prompts a call of `generate` as `Engine` forms them in one process, and calls for all."""
+  chunk = prompts_a_chunk(prompts, samples, max_rows, fsdp)
+  return padded_size(prompts, chunk, fsdp), -(-prompts // chunk)
+
+
+def adjust(config: Config, fsdp: int) -> list[str]:
+  """Lowers microbatches and raises padding, in place, until rows divide over so many devices.
+
+  Neither changes what is learned: microbatches add up to the batch, and padding weighs nothing.
+
+  Returns:
+    The keys it changed, as flags.
+  """
+  changed = []
+
+  def put(stage: str, key: str, value: int) -> None:
+    if config[stage][key] != value:
+      config[stage][key] = value
+      changed.append(f"--config.{stage}.{key}={value}")
+
+  for stage in ("base", "pam"):
+    rows, most = config[stage].batch_size, config[stage].microbatches
+    put(stage, "microbatches", _most_dividing(rows, most, fsdp))
+  srl = config.srl
+  put("srl", "row_bucket", -(-srl.row_bucket // fsdp) * fsdp)
+  rows = srl.row_bucket
+  if srl.rehearsal_weight > 0:
+    put("srl", "rehearsal_rows", -(-srl.rehearsal_rows // fsdp) * fsdp)
+    rows = math.gcd(rows, srl.rehearsal_rows)
+  put("srl", "microbatches", _most_dividing(rows, srl.microbatches, fsdp))
+  return changed
+
+
+def _most_dividing(rows: int, most: int, fsdp: int) -> int:
+  """The largest number of microbatches, at most `most`, that splits rows over the devices."""
+  return next((n for n in range(most, 0, -1) if rows % (n * fsdp) == 0), most)

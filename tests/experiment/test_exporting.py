@@ -1,0 +1,200 @@
+"""Exported folders: transformers reads them, the delimiters survive, nothing half done is left."""
+
+import dataclasses
+import json
+import pathlib
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from safetensors.numpy import load_file
+from tokenizers import Tokenizer as FastTokenizer
+from tokenizers import decoders, models, pre_tokenizers, trainers
+
+from configs import base, tiny
+from pasmr_jax.experiment import exporting
+from pasmr_jax.experiment.exporting import export
+from pasmr_jax.experiment.setup import make_run
+from pasmr_jax.models.pretrained import load_config, load_params
+from pasmr_jax.models.transformer import Transformer, logits, output_table
+from pasmr_jax.text.prompts import question_prompt
+from pasmr_jax.text.tokenizer import load_tokenizer
+
+torch = pytest.importorskip("torch")
+transformers = pytest.importorskip("transformers")
+
+TEXTS = ["Anna has 7 apples.", "У Анны 7 яблок.", "আনার ৭টি আপেল আছে।"] * 20
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> pathlib.Path:
+  """A Llama as people have them: a tokenizer without reserved tokens, a chat template."""
+  folder = tmp_path_factory.mktemp("llama")
+  fast = FastTokenizer(models.BPE())
+  fast.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+  fast.decoder = decoders.ByteLevel()
+  fast.train_from_iterator(
+    TEXTS,
+    trainers.BpeTrainer(
+      vocab_size=320,
+      special_tokens=["<|end|>", "<|user|>", "<|model|>"],
+      initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+      show_progress=False,
+    ),
+  )
+  wrapped = transformers.PreTrainedTokenizerFast(tokenizer_object=fast, eos_token="<|end|>")
+  wrapped.chat_template = "{% for m in messages %}<|{{ m.role }}|>{{ m.content }}{% endfor %}"
+  wrapped.chat_template += "{% if add_generation_prompt %}<|model|>{% endif %}"
+  wrapped.save_pretrained(folder)
+  torch.manual_seed(0)
+  config = transformers.LlamaConfig(
+    vocab_size=len(wrapped),
+    hidden_size=32,
+    intermediate_size=48,
+    num_hidden_layers=2,
+    num_attention_heads=4,
+    num_key_value_heads=2,
+    max_position_embeddings=256,
+    tie_word_embeddings=True,
+  )
+  transformers.LlamaForCausalLM(config).save_pretrained(folder)
+  return folder
+
+
+def configuration(folder: pathlib.Path):
+  config = base.get_config()
+  config.stages = ("pam",)
+  config.model.pretrained = str(folder)
+  config.tokenizer.delimiters = "added"
+  config.prompt.style = "chat"
+  config.data.root = "/somewhere/of/mine"
+  config.data.triplets = ("synthetic:40",)
+  config.log.progress = False
+  return config
+
+
+@jax.jit(static_argnums=0)
+def all_logits(config, params, tokens):
+  tokens = tokens[None]
+  ones = jnp.ones_like(tokens)
+  hidden, _ = Transformer(config).apply(
+    {"params": params}, tokens, jnp.arange(tokens.shape[1])[None], ones
+  )
+  return logits(hidden, output_table(params, config), config)[0]
+
+
+@pytest.fixture(scope="module")
+def exported(folder, tmp_path_factory):
+  workdir, out = tmp_path_factory.mktemp("run"), tmp_path_factory.mktemp("out") / "model"
+  measures = {"greedy": {"accuracy/en": 0.5, "accuracy/de": 0.25}, "sampled": {"accuracy/de": 0.1}}
+  (workdir / "results").mkdir()
+  (workdir / "results" / "pam.json").write_text(json.dumps(measures))
+  run = make_run(configuration(folder), workdir, pools=())
+  with jax.set_mesh(run.mesh):
+    params = run.pretrained_params()
+    export(run, params, "pam_10", out)
+  return run, params, out
+
+
+def test_transformers_reads_the_model_with_its_new_tokens(exported):
+  run, params, out = exported
+  assert not out.with_name("model.partial").exists()
+  tokenizer = transformers.AutoTokenizer.from_pretrained(out)
+  ids = question_prompt(run.tokenizer, run.config.prompt.question, "Anna has 7 apples.")
+  ids += [*run.tokenizer.open_ids, *run.tokenizer.encode("7 яблок"), *run.tokenizer.close_ids]
+  chat = [{"role": "user", "content": "Anna has 7 apples."}]
+  text = tokenizer.apply_chat_template(chat, tokenize=False, add_generation_prompt=True)
+  text += "<pivot>7 яблок</pivot>"
+  assert tokenizer.encode(text, add_special_tokens=False) == ids
+  assert max(ids) == len(tokenizer) - 1 == run.tokenizer.close_ids[0]
+
+  model = transformers.AutoModelForCausalLM.from_pretrained(out)
+  rows = model.get_input_embeddings().weight
+  # Rows for the two delimiters, the mean of their text's; the padding of our table is not written.
+  assert len(rows) == run.tokenizer.vocab_size == len(tokenizer)
+  assert run.model.vocab_size == 384
+  spelled = run.tokenizer.added[run.tokenizer.open_ids[0]]
+  torch.testing.assert_close(rows[-2], rows[list(spelled)].mean(dim=0))
+  with torch.no_grad():
+    expected = model(torch.tensor([ids])).logits[0]
+  found = all_logits(run.model, params, np.array(ids))[:, : len(rows)]
+  np.testing.assert_allclose(found, expected.numpy(), atol=1e-4)
+  assert model.generation_config.eos_token_id == run.tokenizer.eos_id
+
+
+def test_exporting_what_was_exported_changes_nothing(exported, tmp_path):
+  run, _, out = exported
+  config = configuration(out)
+  again = make_run(config, tmp_path / "run", pools=())
+  assert (again.tokenizer.open_ids, again.tokenizer.added) == (run.tokenizer.open_ids, {})
+  with jax.set_mesh(again.mesh):
+    export(again, again.pretrained_params(), "pretrained", tmp_path / "again", "float32")
+  found, expected = (load_file(place / "model.safetensors") for place in (tmp_path / "again", out))
+  assert found.keys() == expected.keys()
+  for name, values in expected.items():
+    np.testing.assert_array_equal(found[name], values, name)
+  for name in ("config.json", "generation_config.json", "tokenizer.json"):
+    assert (tmp_path / "again" / name).read_text() == (out / name).read_text()
+
+
+def test_the_model_card_says_how_it_was_made_and_how_well_it_does(exported):
+  run, _, out = exported
+  card = (out / "README.md").read_text("utf-8")
+  assert "- Checkpoint: `pam_10`." in card
+  assert "| | en | de | es |" in card
+  assert "| pam, greedy | 50.0 | 25.0 | - |" in card
+  assert "| pam, sampled | - | 10.0 | - |" in card
+  assert "| `pam.optimizer.learning_rate` | 0.001 |" in card
+  assert "- triplets: `synthetic:40`" in card
+  assert "Languages: German, Spanish." in card
+  assert "base_model" not in card  # a folder is no hub id
+  settings = json.loads((out / "training_config.json").read_text())
+  assert settings["pam"]["batch_size"] == 32
+  assert "somewhere" not in json.dumps(settings)
+  assert settings["model"]["pretrained"] == pathlib.Path(run.config.model.pretrained).name
+
+
+def test_an_interrupted_export_leaves_nothing_that_looks_finished(exported, tmp_path, monkeypatch):
+  run, params, _ = exported
+  out = tmp_path / "model"
+
+  def interrupted(*_):
+    raise KeyboardInterrupt
+
+  with monkeypatch.context() as patched:
+    patched.setattr(exporting, "write_model", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+      export(run, params, "pam_10", out)
+  assert not out.exists()
+  assert out.with_name("model.partial").is_dir()
+  export(run, params, "pam_10", out, "bfloat16")
+  assert not out.with_name("model.partial").exists()
+  assert load_file(out / "model.safetensors")["model.norm.weight"].dtype == jnp.bfloat16
+  with pytest.raises(ValueError, match=r"model: expected no such file, or an empty folder"):
+    export(run, params, "pam_10", out)
+
+
+def test_the_demonstration_model_is_exported_with_its_sentencepiece_tokenizer(tmp_path):
+  config = tiny.get_config()
+  config.model.embed_dim, config.model.mlp_dim, config.model.head_dim = 32, 32, 16
+  run = make_run(config, tmp_path / "run", pools=())
+  with jax.set_mesh(run.mesh):
+    params = run.start_params("base")
+    export(run, params, "base_0", tmp_path / "out")
+  found = load_tokenizer(str(tmp_path / "out"), "<pivot>", "</pivot>")
+  assert (found.open_ids, found.bos_id, found.vocab_size) == (
+    run.tokenizer.open_ids,
+    run.tokenizer.bos_id,
+    run.tokenizer.vocab_size,
+  )
+  text = "Anna hat 7 Äpfel.\n7 + 5 = 12 #### 12"
+  assert found.encode(text) == run.tokenizer.encode(text)
+  ids = run.tokenizer.encode(text)
+  read = load_config(tmp_path / "out")
+  assert (read.qk_norm, read.norm_plus_one, read.tie_embeddings) == (True, False, False)
+  read = dataclasses.replace(read, dtype=run.model.dtype)
+  expected = all_logits(run.model, params, np.array(ids))[:, : read.vocab_size]
+  np.testing.assert_allclose(
+    all_logits(read, load_params(tmp_path / "out", read), np.array(ids)), expected, atol=1e-4
+  )
