@@ -182,7 +182,7 @@ class Evaluator:
     asked = "\0".join(f"{q.language}/{q.id}/{q.text}/{q.pivot_text}" for q in questions)
     return {
       "questions": stable_id(asked),
-      "prompt.question": config.prompt.question,
+      **{f"prompt.{key}": config.prompt[key] for key in ("question", "style", "system")},
       "pivot": config.pivot,
       "model": f"{model_source(config.model)} {config.model.dtype}",
       "seed": config.seed,

@@ -15,7 +15,6 @@ from pasmr_jax.models.stored import stored_tensors
 from pasmr_jax.models.transformer import Transformer, logits, output_table
 
 TOKENS = checkpoints.TOKENS
-PROMPT = 32  # tokens that are cached at once; the others follow one by one
 
 
 @pytest.fixture(scope="module", params=checkpoints.FAMILIES)
@@ -133,10 +132,9 @@ def test_logits_gradients_and_cached_decoding_equal_those_of_transformers(checkp
       assert difference < 1e-3 * max(1.0, np.abs(wanted).max()), (path, layer, difference)
   assert not theirs
 
-  cache = init_cache(config, len(TOKENS), TOKENS.shape[1])
-  part, cache = apply(config, params, TOKENS[:, :PROMPT], cache)
-  decoded = [part]
-  for at in range(PROMPT, TOKENS.shape[1]):
+  # Through the cache token by token; prompts of several are in test_transformer.py.
+  cache, decoded = init_cache(config, len(TOKENS), TOKENS.shape[1]), []
+  for at in range(TOKENS.shape[1]):
     part, cache = apply(config, params, TOKENS[:, at : at + 1], cache)
     decoded.append(part)
   np.testing.assert_allclose(np.concatenate(decoded, axis=1), found, atol=1e-4)
