@@ -63,7 +63,7 @@ def show_smallest(planning: Planning) -> tuple[Any, bool]:
     report, refused = planning.smallest(generation)
     reports[generation] = {"report": report, "refused": refused}
     for topology, reason in refused:
-      print(f"{topology} does not do: {reason}")
+      print(f"not {topology}: {reason}")
     if report is None:
       print(f"{generation}: no slice fits\n")
     else:

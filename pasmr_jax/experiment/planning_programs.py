@@ -243,7 +243,7 @@ class Planner:
     moments = jax.tree.map(
       lambda shape, sharding: jax.ShapeDtypeStruct(shape.shape, shape.dtype, sharding=sharding),
       jax.eval_shape(learner.optimizer.init, self.params),
-      learner._opt_shardings(self.params),
+      learner.opt_shardings(self.params),
     )
     step: Any = jax.ShapeDtypeStruct((), jnp.int32, sharding=meshes.replicated(self.mesh))
     averaged = stage == "srl" and self.config.feedback.teacher == "ema"

@@ -65,7 +65,8 @@ def decoded_together(prompts: int, samples: int, max_rows: int, fsdp: int) -> tu
 def adjust(config: Config, fsdp: int) -> list[str]:
   """Lowers microbatches and raises padding, in place, until rows divide over so many devices.
 
-  Neither changes what is learned: microbatches add up to the batch, and padding weighs nothing.
+  Neither changes what is learned: microbatches add up to the batch, and padding weighs nothing. A
+  stage that is not run gets a batch that divides, because train.py checks all of them.
 
   Returns:
     The keys it changed, as flags.
@@ -79,6 +80,9 @@ def adjust(config: Config, fsdp: int) -> list[str]:
 
   for stage in ("base", "pam"):
     rows, most = config[stage].batch_size, config[stage].microbatches
+    if stage not in config.stages:
+      rows = -(-rows // fsdp) * fsdp
+      put(stage, "batch_size", rows)
     put(stage, "microbatches", _most_dividing(rows, most, fsdp))
   srl = config.srl
   put("srl", "row_bucket", -(-srl.row_bucket // fsdp) * fsdp)

@@ -50,11 +50,11 @@ class Learner:
       ValueError: on parameters with leaves that are not arrays.
     """
     replicated = _replicated_like(params)
-    opt_state = jax.jit(self.optimizer.init, out_shardings=self._opt_shardings(params))(params)
+    opt_state = jax.jit(self.optimizer.init, out_shardings=self.opt_shardings(params))(params)
     step = jax.jit(lambda: jnp.int32(0), out_shardings=replicated)()
     return TrainState(step, params, opt_state, jax.tree.map(jnp.copy, params) if average else None)
 
-  def _opt_shardings(self, params):
+  def opt_shardings(self, params):
     """Moments are laid out like their parameter; counters and factored moments are replicated."""
     replicated = _replicated_like(params)
     shapes = jax.eval_shape(self.optimizer.init, params)

@@ -244,10 +244,12 @@ def test_batches_are_changed_until_they_divide():
     "--config.srl.microbatches=2",
   ]
   assert adjust(config, fsdp=128) == [
+    "--config.base.batch_size=128",  # not run
     "--config.srl.row_bucket=128",
     "--config.srl.rehearsal_rows=128",
     "--config.srl.microbatches=1",
   ]
+  assert config.pam.batch_size == 32  # run, and not for a plan to change
 
 
 def test_the_largest_that_fits_is_found_to_an_eighth():
