@@ -20,31 +20,14 @@ from collections.abc import Callable
 import jax
 import numpy as np
 
-from pasmr_jax.models.config import TransformerConfig
+from pasmr_jax.experiment.planning_sizes import PUBLISHED
 from pasmr_jax.models.transformer import init_params
 from pasmr_jax.parallel import rules
 from pasmr_jax.parallel.mesh import make_mesh, param_shardings
 from pasmr_jax.rollout.engine import Engine
 from pasmr_jax.rollout.sampling import make_sampling
 
-GEMMA_3_270M = TransformerConfig(
-  vocab_size=262_144,
-  embed_dim=640,
-  num_layers=18,
-  num_heads=4,
-  num_kv_heads=1,
-  head_dim=256,
-  mlp_dim=2048,
-  query_scale=256**-0.5,
-  attention_pattern=("local",) * 5 + ("global",),
-  sliding_window=512,
-  rope_base_global=1_000_000.0,
-  qk_norm=True,
-  post_norms=True,
-  norm_plus_one=True,
-  activation="gelu_tanh",
-  scale_embeddings=True,
-)
+GEMMA_3_270M = PUBLISHED["google/gemma-3-270m"]
 PROMPT = NEW = 64
 NEVER = GEMMA_3_270M.vocab_size - 1  # a stop id that is hardly ever drawn
 # name -> prompts, temperature, top-p

@@ -3,6 +3,7 @@
 import json
 import os
 import pathlib
+import socket
 import subprocess
 import sys
 
@@ -83,6 +84,35 @@ def run(command: list[str], environment: dict) -> subprocess.CompletedProcess:
   return subprocess.run(
     command, env=environment, cwd=ROOT, capture_output=True, text=True, timeout=300, check=False
   )
+
+
+def run_two_processes(command: list[str], environment: dict, timeout: float = 300) -> list[str]:
+  """What each of two processes that know of each other printed; both must end well."""
+  with socket.socket() as free:
+    free.bind(("127.0.0.1", 0))
+    port = free.getsockname()[1]
+  environment = environment | {
+    "JAX_COORDINATOR_ADDRESS": f"127.0.0.1:{port}",
+    "JAX_NUM_PROCESSES": "2",
+  }
+  processes = [
+    subprocess.Popen(
+      command,
+      env=environment | {"JAX_PROCESS_ID": str(number)},
+      cwd=ROOT,
+      stdout=subprocess.PIPE,
+      stderr=subprocess.STDOUT,
+      text=True,
+    )
+    for number in range(2)
+  ]
+  try:
+    said = [process.communicate(timeout=timeout)[0] for process in processes]
+  finally:
+    for process in processes:
+      process.kill()
+  assert [process.returncode for process in processes] == [0, 0], said[0][-3000:] + said[1][-3000:]
+  return said
 
 
 def read_lines(path: pathlib.Path) -> list[dict]:

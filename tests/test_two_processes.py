@@ -2,8 +2,6 @@
 
 import pathlib
 import shutil
-import socket
-import subprocess
 
 import pytest
 
@@ -32,30 +30,7 @@ def _one_process(command: list[str], compiled: pathlib.Path) -> None:
 
 
 def _two_processes(command: list[str], compiled: pathlib.Path) -> None:
-  with socket.socket() as free:
-    free.bind(("127.0.0.1", 0))
-    port = free.getsockname()[1]
-  environment = runs.environment(compiled, devices=4) | {
-    "JAX_COORDINATOR_ADDRESS": f"127.0.0.1:{port}",
-    "JAX_NUM_PROCESSES": "2",
-  }
-  processes = [
-    subprocess.Popen(
-      command,
-      env=environment | {"JAX_PROCESS_ID": str(number)},
-      cwd=runs.ROOT,
-      stdout=subprocess.PIPE,
-      stderr=subprocess.STDOUT,
-      text=True,
-    )
-    for number in range(2)
-  ]
-  try:
-    said = [process.communicate(timeout=300)[0] for process in processes]
-  finally:
-    for process in processes:
-      process.kill()
-  assert [process.returncode for process in processes] == [0, 0], said[0][-3000:] + said[1][-3000:]
+  runs.run_two_processes(command, runs.environment(compiled, devices=4))
 
 
 def _learned(workdir: pathlib.Path) -> list[dict]:

@@ -17,10 +17,7 @@ from orbax.checkpoint import checkpoint_managers as policies
 
 from pasmr_jax import Config
 from pasmr_jax.learning.update import TrainState
-from pasmr_jax.models.config import TransformerConfig
-
-# How a model is computed may change between runs; what it is may not.
-_COMPUTED = ("dtype", "param_dtype", "remat", "scan_unroll")
+from pasmr_jax.models.config import COMPUTED, TransformerConfig
 
 
 @dataclasses.dataclass
@@ -181,7 +178,7 @@ class Checkpoints:
     differences = [
       f"{name} is {found[name]!r}, expected {value!r}"
       for name, value in wanted.items()
-      if name not in _COMPUTED and found[name] != value
+      if name not in COMPUTED and found[name] != value
     ]
     if differences:
       raise ValueError(

@@ -191,9 +191,15 @@ class Evaluator:
       "exemplars": stable_id(json.dumps(self._asking.exemplars)),
       **{
         f"evaluation.{key}": evaluation[key]
-        for key in ("ask", "template", "stop", "pivot_agreement")
+        for key in (
+          "ask",
+          "template",
+          "stop",
+          "pivot_agreement",
+          "max_new_tokens",
+          "max_prompt_length",
+        )
       },
-      **{f"evaluation.{key}": evaluation[key] for key in ("max_new_tokens", "max_prompt_length")},
     }
 
   def _answer(

@@ -16,14 +16,14 @@ import jax.numpy as jnp
 import numpy as np
 
 from pasmr_jax import Config
+from pasmr_jax.experiment import setup
 from pasmr_jax.experiment.planning_compile import Program
 from pasmr_jax.experiment.planning_workload import Workload
 from pasmr_jax.feedback.rewards import needs_pivot_answers
 from pasmr_jax.learning import losses
-from pasmr_jax.learning.optim import make_optimizer
 from pasmr_jax.learning.update import Learner, TrainState
 from pasmr_jax.models.config import TransformerConfig
-from pasmr_jax.models.transformer import init_params
+from pasmr_jax.models.transformer import param_shapes
 from pasmr_jax.parallel import mesh as meshes
 from pasmr_jax.parallel import rules
 from pasmr_jax.rollout.engine import Engine, generate
@@ -50,13 +50,12 @@ class Planner:
     return self._params(rules.DECODING, self.model.dtype)
 
   def _params(self, table: rules.Rules, dtype: str) -> Any:
-    shapes = jax.eval_shape(lambda: init_params(self.model, jax.random.key(0)))
     shardings = meshes.param_shardings(self.model, self.mesh, table)
     return jax.tree.map(
       lambda shape, sharding: jax.ShapeDtypeStruct(
         shape.shape, jnp.dtype(dtype), sharding=sharding
       ),
-      shapes,
+      param_shapes(self.model),
       shardings,
     )
 
@@ -116,14 +115,7 @@ class Planner:
     rehearsal = None
     if srl.rehearsal_weight > 0:
       rehearsal = self._sequences(srl.rehearsal_rows, self.config.pam.max_length)
-    settings = losses.PolicySettings(
-      clip_low=srl.clip_low,
-      clip_high=srl.clip_high,
-      kl_coef=srl.kl_coef,
-      importance_cap=srl.importance_cap,
-      temperature=srl.temperature,
-      kl_estimator=srl.kl_estimator,
-    )
+    settings = losses.policy_settings(srl)
     return Program(
       name="srl update",
       function=Learner.update_policy,
@@ -229,14 +221,7 @@ class Planner:
   # Abstract arguments.
 
   def _learner(self, stage: str) -> Learner:
-    settings = self.config[stage]
-    return Learner(
-      config=self.model,
-      optimizer=make_optimizer(settings.optimizer, settings.steps),
-      valid_vocab=self.model.vocab_size,
-      microbatches=settings.microbatches,
-      average_decay=self.config.feedback.ema_decay,
-    )
+    return setup.make_learner(self.config, stage, self.model, self.model.vocab_size)
 
   def _state(self, stage: str) -> TrainState:
     learner = self._learner(stage)
@@ -259,8 +244,7 @@ class Planner:
 
   def _reference(self, decoded: bool) -> dict[str, Any]:
     """The frozen stage-1 parameters, where a step needs them."""
-    needed = self.config.srl.kl_coef > 0 or self.config.feedback.teacher == "reference"
-    held = {"reference": self.params} if needed else {}
+    held = {"reference": self.params} if setup.needs_reference(self.config) else {}
     return held | (self._decoded_reference() if decoded else {})
 
   def _decoded_reference(self) -> dict[str, Any]:

@@ -19,14 +19,15 @@ from ml_collections import ConfigDict
 
 from pasmr_jax import Config
 from pasmr_jax.experiment import setup, validation
+from pasmr_jax.experiment.planning import UnsuitableError
 from pasmr_jax.experiment.planning_compile import compile_program
 from pasmr_jax.experiment.planning_cost import CHIPS
 from pasmr_jax.experiment.planning_programs import Planner
 from pasmr_jax.experiment.planning_sizes import published
 from pasmr_jax.experiment.planning_workload import adjust, workload
 from pasmr_jax.models import pretrained
-from pasmr_jax.models.config import TransformerConfig
-from pasmr_jax.models.transformer import init_params
+from pasmr_jax.models.config import COMPUTED, TransformerConfig
+from pasmr_jax.models.transformer import param_shapes
 from pasmr_jax.parallel.mesh import make_mesh, mesh_shape
 
 
@@ -54,7 +55,7 @@ def model_sizes(config: Config) -> tuple[TransformerConfig, str]:
     ValueError: a hub id that cannot be read and is not in the table of published sizes.
   """
   settings = config.model
-  computed = {name: settings[name] for name in ("dtype", "param_dtype", "remat", "scan_unroll")}
+  computed = {name: settings[name] for name in COMPUTED}
   if not settings.pretrained:
     with tempfile.TemporaryDirectory() as folder:
       tokenizer = setup.make_tokenizer(config, pathlib.Path(folder))
@@ -115,7 +116,6 @@ class Worker:
 
   def plan(self, stop_early: bool) -> dict[str, Any]:
     """Every program, or those up to the first that does not fit."""
-    shapes = jax.eval_shape(lambda: init_params(self.model, jax.random.key(0)))
     planner = self.planner(self.config)
     programs = []
     for program in planner.programs():
@@ -123,7 +123,7 @@ class Worker:
       if stop_early and not programs[-1]["fits"]:
         break
     return {
-      "parameters": setup.parameter_count(shapes),
+      "parameters": setup.parameter_count(param_shapes(self.model)),
       "sizes_from": self.source,
       "mesh": dict(self.mesh.shape),
       "limit_bytes": self.chip.hbm_limit,
@@ -169,10 +169,6 @@ class Worker:
     print(f"{self.topology}: compiling {program.name}{note}", file=sys.stderr, flush=True)
     with jax.set_mesh(self.mesh):
       return compile_program(program, self.mesh.size, self.chip, self.quick)
-
-
-class UnsuitableError(ValueError):
-  """This configuration does not divide over these devices; it may over others."""
 
 
 def answer(request: dict[str, Any]) -> dict[str, Any]:

@@ -9,6 +9,7 @@ import math
 
 from pasmr_jax import Config
 from pasmr_jax.rollout.engine import padded_size, prompts_a_chunk
+from pasmr_jax.stages.self_feedback import row_length
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,7 +36,7 @@ def workload(config: Config, fsdp: int, fill: float) -> Workload:
   """
   srl, feedback = config.srl, config.feedback
   longest = srl.max_prompt_length + srl.max_new_tokens
-  length = srl.row_length or longest
+  length = row_length(srl)
   responses = (srl.update_rows or srl.questions * srl.group_size) // srl.inner_batches
   a_row = max(1, int(length / (fill * longest)))
   rows = -(-responses // a_row)

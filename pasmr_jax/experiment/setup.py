@@ -24,8 +24,8 @@ from pasmr_jax.experiment.checkpoint import Checkpoints, Progress, abstract_para
 from pasmr_jax.learning.optim import make_optimizer
 from pasmr_jax.learning.update import Learner, TrainState
 from pasmr_jax.models import pretrained
-from pasmr_jax.models.config import TransformerConfig
-from pasmr_jax.models.transformer import init_params
+from pasmr_jax.models.config import COMPUTED, TransformerConfig
+from pasmr_jax.models.transformer import init_params, param_shapes
 from pasmr_jax.parallel import rules
 from pasmr_jax.parallel.mesh import make_mesh, param_shardings
 from pasmr_jax.parallel.processes import process_count, process_index
@@ -116,8 +116,7 @@ class Run:
       checkpoints.close()
 
   def abstract_params(self) -> Any:
-    shapes = jax.eval_shape(lambda key: init_params(self.model, key), jax.random.key(0))
-    return abstract_params(shapes, self.shardings)
+    return abstract_params(param_shapes(self.model), self.shardings)
 
   # Stages.
 
@@ -141,7 +140,7 @@ class Run:
     return SupervisedStage(
       name=name,
       steps=settings.steps,
-      learner=self._learner(settings, settings.steps),
+      learner=self._learner(name),
       mesh=self.mesh,
       batches=self._supervised_batches(name, settings, settings.batch_size, name),
     )
@@ -182,28 +181,21 @@ class Run:
     rehearsal = None
     if srl.rehearsal_weight > 0:
       rehearsal = self._supervised_batches("pam", config.pam, srl.rehearsal_rows, "srl rehearsal")
-    needs_reference = srl.kl_coef > 0 or config.feedback.teacher == "reference"
     return SelfFeedbackStage(
       config=config,
-      learner=self._learner(srl, srl.steps * srl.inner_batches * srl.inner_epochs),
+      learner=self._learner("srl"),
       engine=self.engine(config.rollout.max_rows),
       tokenizer=self.tokenizer,
       mesh=self.mesh,
-      reference=self.start_params("srl") if needs_reference else None,
+      reference=self.start_params("srl") if needs_reference(config) else None,
       questions=question_iterator(
         questions, srl.questions, self._seed("srl questions"), process_index(), process_count()
       ),
       rehearsal=rehearsal,
     )
 
-  def _learner(self, settings: Config, updates: int) -> Learner:
-    return Learner(
-      config=self.model,
-      optimizer=make_optimizer(settings.optimizer, updates),
-      valid_vocab=self.tokenizer.vocab_size,
-      microbatches=settings.microbatches,
-      average_decay=self.config.feedback.ema_decay,
-    )
+  def _learner(self, stage: str) -> Learner:
+    return make_learner(self.config, stage, self.model, self.tokenizer.vocab_size)
 
   def _seed(self, use: str) -> int:
     return stable_id(f"{self.config.seed}/{use}")
@@ -240,6 +232,26 @@ class Run:
 def _languages(questions: Sequence[Question]) -> str:
   counts = Counter(question.language for question in questions)
   return ", ".join(f"{language} {count}" for language, count in sorted(counts.items()))
+
+
+def make_learner(config: Config, stage: str, model: TransformerConfig, valid_vocab: int) -> Learner:
+  """A stage's updates; its schedule counts every one of a rollout."""
+  settings = config[stage]
+  updates = settings.steps
+  if stage == "srl":
+    updates *= settings.inner_batches * settings.inner_epochs
+  return Learner(
+    config=model,
+    optimizer=make_optimizer(settings.optimizer, updates),
+    valid_vocab=valid_vocab,
+    microbatches=settings.microbatches,
+    average_decay=config.feedback.ema_decay,
+  )
+
+
+def needs_reference(config: Config) -> bool:
+  """Whether self-feedback holds the frozen stage-1 parameters."""
+  return config.srl.kl_coef > 0 or config.feedback.teacher == "reference"
 
 
 def source(model: Config) -> str:
@@ -321,12 +333,7 @@ def model_config(config: Config, tokenizer: Tokenizer) -> TransformerConfig:
     ValueError: the tokenizer has ids that the model has no embedding for.
   """
   settings = config.model
-  computed = {
-    "dtype": settings.dtype,
-    "param_dtype": settings.param_dtype,
-    "remat": settings.remat,
-    "scan_unroll": settings.scan_unroll,
-  }
+  computed = {name: settings[name] for name in COMPUTED}
   if settings.pretrained:
     model = dataclasses.replace(pretrained.load_config(source(settings)), **computed)
     known = tokenizer.vocab_size - len(tokenizer.added)

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
+from pasmr_jax import Config
 from pasmr_jax.models import transformer
 from pasmr_jax.models.config import TransformerConfig
 
@@ -58,6 +59,18 @@ class PolicySettings(flax.struct.PyTreeNode):
   importance_cap: Number
   temperature: Number
   kl_estimator: str = flax.struct.field(pytree_node=False)
+
+
+def policy_settings(srl: Config) -> PolicySettings:
+  """The numbers of `config.srl`."""
+  return PolicySettings(
+    clip_low=srl.clip_low,
+    clip_high=srl.clip_high,
+    kl_coef=srl.kl_coef,
+    importance_cap=srl.importance_cap,
+    temperature=srl.temperature,
+    kl_estimator=srl.kl_estimator,
+  )
 
 
 def token_logprobs(

@@ -12,6 +12,8 @@ import math
 _ACTIVATIONS = ("gelu_tanh", "silu")
 _DTYPES = ("float32", "bfloat16", "float16")
 _KINDS = ("local", "global")
+# How a model is computed may change between runs; what it is may not.
+COMPUTED = ("dtype", "param_dtype", "remat", "scan_unroll")
 _REMAT = ("none", "full", "dots")
 
 

@@ -12,6 +12,7 @@ A hub id may carry a revision: `owner/name@revision`.
 import functools
 import pathlib
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from typing import Any
 
 import jax
@@ -25,7 +26,7 @@ from pasmr_jax.models.config import TransformerConfig
 from pasmr_jax.models.gguf_file import gguf_config, gguf_statement, open_gguf
 from pasmr_jax.models.hugging_face import folder_config, folder_json, open_folder
 from pasmr_jax.models.stored import VOCABULARY, Cut, StoredTensor, TensorSource, stored_tensors
-from pasmr_jax.models.transformer import init_params
+from pasmr_jax.models.transformer import param_shapes
 
 Path = str | pathlib.Path
 
@@ -59,9 +60,9 @@ def stated_config(path: Path) -> dict[str, Any]:
 
 def check_tensors(path: Path, config: TransformerConfig) -> None:
   """Raises ValueError as `load_params` does, without reading a value."""
-  shapes = jax.eval_shape(lambda: init_params(config, jax.random.key(0)))
+  shapes = param_shapes(config)
   path = str(path)
-  with (open_gguf if path.endswith(".gguf") else open_folder)(path, config) as source:
+  with _opened(path, config) as source:
     _check(path, config, stored_tensors(config), shapes, source, False)
 
 
@@ -90,14 +91,13 @@ def load_params(
     ValueError: listing every tensor that is missing, not expected, or of another shape.
   """
   tensors = stored_tensors(config)
-  shapes = jax.eval_shape(lambda: init_params(config, jax.random.key(0)))
+  shapes = param_shapes(config)
   target = np.dtype(jnp.dtype(config.param_dtype if dtype is None else dtype))
   if shardings is None:
     one = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
     shardings = jax.tree.map(lambda _: one, shapes)
   path, rows = str(path), dict(new_rows or {})
-  opened = open_gguf if path.endswith(".gguf") else open_folder
-  with opened(path, config) as source, _bar(show_progress) as bar:
+  with _opened(path, config) as source, _bar(show_progress) as bar:
     _check(path, config, tensors, shapes, source, bool(rows))
     count = sum(config.num_layers if len(key) > 1 and key[0] == "layers" else 1 for key in tensors)
     task = bar.add_task("reading weights", total=count)
@@ -114,6 +114,10 @@ def load_params(
       return _place(abstract, sharding, target, read, advance, key[0] == "layers")
 
     return jax.tree_util.tree_map_with_path(leaf, shapes, shardings)
+
+
+def _opened(path: str, config: TransformerConfig) -> AbstractContextManager[TensorSource]:
+  return (open_gguf if path.endswith(".gguf") else open_folder)(path, config)
 
 
 def _bar(show: bool) -> Progress:

@@ -149,6 +149,11 @@ def init_params(config: TransformerConfig, key: Array) -> Any:
   return nn.meta.unbox(_boxed_params(config, key))
 
 
+def param_shapes(config: TransformerConfig) -> Any:
+  """The parameter tree with a jax.ShapeDtypeStruct for each leaf, nothing allocated."""
+  return jax.eval_shape(lambda: init_params(config, jax.random.key(0)))
+
+
 def logical_axes(config: TransformerConfig) -> Any:
   """The parameter tree with a PartitionSpec of logical axis names for each leaf, nothing allocated.
 

@@ -16,7 +16,7 @@ import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from pasmr_jax.models.config import TransformerConfig
-from pasmr_jax.models.transformer import init_params, logical_axes
+from pasmr_jax.models.transformer import logical_axes, param_shapes
 from pasmr_jax.parallel.rules import TRAINING, Rules, partition_specs
 
 AXES = ("fsdp", "tensor")
@@ -106,7 +106,7 @@ def replication_notes(config: TransformerConfig, mesh: Mesh, rules: Rules) -> tu
 
 
 def _param_specs(config, mesh, rules):
-  shapes = jax.eval_shape(lambda: init_params(config, jax.random.key(0)))
+  shapes = param_shapes(config)
   return partition_specs(logical_axes(config), shapes, mesh.shape, rules)
 
 

@@ -228,7 +228,9 @@ class Engine:
         raise ValueError(
           f"the prompt of {name!r} has {len(prompt)} tokens; expected 1 to {max_prompt_length}"
         )
-    chunk = self._prompts_a_chunk(len(prompts), samples)
+    devices = self.mesh.local_mesh.shape["fsdp"]
+    local_rows = self.max_rows // processes.process_count()
+    chunk = prompts_a_chunk(processes.global_max(len(prompts)), samples, local_rows, devices)
     # All processes take part in every chunk, those that have run out of prompts with empty rows.
     chunks = processes.global_max(-(-len(prompts) // chunk))
     pieces = [_no_rollouts(max_new_tokens)]
@@ -236,7 +238,7 @@ class Engine:
       piece, piece_names = prompts[begin : begin + chunk], names[begin : begin + chunk]
       longest = processes.global_max(max((len(prompt) for prompt in piece), default=1))
       length = -(-longest // self.prompt_bucket) * self.prompt_bucket
-      missing = self._padded_size(processes.global_max(len(piece)), chunk) - len(piece)
+      missing = padded_size(processes.global_max(len(piece)), chunk, devices) - len(piece)
       tokens, starts = left_padded([*piece, *[()] * missing], length)
       ids = np.asarray([*map(stable_id, piece_names), *[0] * missing], np.int32)
       arrays = meshes.shard_batch((tokens, starts, ids), self.mesh)
@@ -256,16 +258,6 @@ class Engine:
         jax.tree.map(lambda array, rows=rows: meshes.local_rows(array)[:rows], rollouts)
       )
     return jax.tree.map(lambda *arrays: np.concatenate(arrays), *pieces)
-
-  def _prompts_a_chunk(self, prompts: int, samples: int) -> int:
-    local_rows = self.max_rows // processes.process_count()
-    return prompts_a_chunk(processes.global_max(prompts), samples, local_rows, self._devices())
-
-  def _padded_size(self, prompts: int, chunk: int) -> int:
-    return padded_size(prompts, chunk, self._devices())
-
-  def _devices(self) -> int:
-    return self.mesh.local_mesh.shape["fsdp"]
 
 
 def prompts_a_chunk(prompts: int, samples: int, max_rows: int, devices: int) -> int:

@@ -100,14 +100,7 @@ class SelfFeedbackStage:
       length_weight=reward.length_weight,
       length_scale=srl.max_new_tokens,
     )
-    self.policy_settings = losses.PolicySettings(
-      clip_low=srl.clip_low,
-      clip_high=srl.clip_high,
-      kl_coef=srl.kl_coef,
-      importance_cap=srl.importance_cap,
-      temperature=srl.temperature,
-      kl_estimator=srl.kl_estimator,
-    )
+    self.policy_settings = losses.policy_settings(srl)
     self.decoded_reference = None  # laid out once: it never changes
     self.rollouts: list[dict[str, Any]] = []  # of the newest step, for the log
 
@@ -395,7 +388,7 @@ class SelfFeedbackStage:
           sample.response.reasoning_start,
           srl.credit,
         ),
-        srl.row_length or srl.max_prompt_length + srl.max_new_tokens,
+        row_length(srl),
         masked=srl.mask_truncated and sample.response.truncated,
         aggregation=srl.aggregation,
       )
@@ -470,6 +463,11 @@ class SelfFeedbackStage:
       "distinct_translations": [len({s.response.translation for s in group}) for group in groups],
     }
     return processes.global_means(values)
+
+
+def row_length(srl: Config) -> int:
+  """Tokens of a packed row."""
+  return srl.row_length or srl.max_prompt_length + srl.max_new_tokens
 
 
 def policy_row(

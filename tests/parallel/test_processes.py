@@ -2,16 +2,13 @@
 
 import json
 import os
-import pathlib
-import socket
-import subprocess
 import sys
 
 import pytest
 
 from pasmr_jax.parallel import processes
+from tests import runs
 
-ROOT = pathlib.Path(__file__).resolve().parents[2]
 TEXTS = ["", "one line\nand another: ০৫ 。", "x" * 5000]
 TALK = f"""
 import json
@@ -33,27 +30,8 @@ def test_one_process_has_its_own_text():
 
 @pytest.mark.slow
 def test_two_processes_have_each_others_texts():
-  with socket.socket() as listener:
-    listener.bind(("localhost", 0))
-    port = listener.getsockname()[1]
-  running = [
-    subprocess.Popen(
-      [sys.executable, "-c", TALK],
-      cwd=ROOT,
-      env=os.environ
-      | {
-        "JAX_PLATFORMS": "cpu",
-        "JAX_COORDINATOR_ADDRESS": f"localhost:{port}",
-        "JAX_NUM_PROCESSES": "2",
-        "JAX_PROCESS_ID": str(number),
-      },
-      stdout=subprocess.PIPE,
-      text=True,
-    )
-    for number in (0, 1)
-  ]
-  said = [process.communicate(timeout=120)[0] for process in running]
-  assert [process.returncode for process in running] == [0, 0]
+  environment = os.environ | {"JAX_PLATFORMS": "cpu"}
+  said = runs.run_two_processes([sys.executable, "-c", TALK], environment, timeout=120)
   for text in said:
     largest, gathered = json.loads(text.strip().splitlines()[-1])
     assert largest == 4
