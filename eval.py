@@ -24,6 +24,7 @@ from pasmr_jax import Config
 from pasmr_jax.data.pools import set_name
 from pasmr_jax.experiment import summary, validation
 from pasmr_jax.experiment.evaluation import Evaluator
+from pasmr_jax.experiment.reliability import exits
 from pasmr_jax.experiment.report import write_report
 from pasmr_jax.experiment.scoring import SCORINGS
 from pasmr_jax.experiment.setup import last_stage, make_run
@@ -74,7 +75,7 @@ def main(_):
     config.evaluation.scoring = SCORING.value
   validation.check(config)
   run = make_run(config, workdir, pools=("test",))
-  with jax.set_mesh(run.mesh):
+  with exits.told(workdir), jax.set_mesh(run.mesh):
     if STAGE.value == "pretrained":
       params, checkpoint = run.start_params(stage), "pretrained"
     else:

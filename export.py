@@ -5,7 +5,9 @@
       --dtype=bfloat16 --stage=srl --step=best
 
 --stage=pretrained exports model.pretrained as it is, with the delimiters in its tokenizer: a GGUF
-file becomes a folder. docs/models.md says what is written and how it is verified.
+file becomes a folder. Of a run with lora.rank > 0 the adapters are written as PEFT has them; with
+--merge_lora they are added to the weights. docs/models.md says what is written and how it is
+verified.
 """
 
 import pathlib
@@ -16,7 +18,8 @@ from ml_collections import config_flags
 
 from pasmr_jax import Config
 from pasmr_jax.experiment import validation
-from pasmr_jax.experiment.exporting import check_target, export
+from pasmr_jax.experiment.exporting import check_target, export, export_adapters
+from pasmr_jax.experiment.reliability import exits
 from pasmr_jax.experiment.setup import last_stage, make_run, say
 
 CONFIG = config_flags.DEFINE_config_file("config", None, "Configuration file.", lock_config=True)
@@ -31,6 +34,9 @@ STAGE = flags.DEFINE_enum(
   ["last", "pretrained", *validation.STAGES],
   "Stage of the checkpoint; 'pretrained' exports model.pretrained as it is.",
 )
+MERGE_LORA = flags.DEFINE_bool(
+  "merge_lora", False, "Of a run with adapters: write the whole model, not the adapters alone."
+)
 STEP = flags.DEFINE_string("step", "last", "Step of the checkpoint: a number, 'last' or 'best'.")
 
 
@@ -43,14 +49,19 @@ def main(_):
     raise ValueError("--stage=pretrained: model.pretrained is ''; expected weights to export")
   validation.check(config)
   run = make_run(config, workdir, pools=())
-  with jax.set_mesh(run.mesh):
-    if STAGE.value == "pretrained":
-      params, checkpoint = run.pretrained_params(), "pretrained"
-    else:
-      stage = last_stage(workdir) if STAGE.value == "last" else STAGE.value
+  with exits.told(out), jax.set_mesh(run.mesh):
+    stage = last_stage(workdir) if STAGE.value == "last" else STAGE.value
+    if stage == "pretrained":
+      checkpoint = stage
+      export(run, run.pretrained_params(), checkpoint, out, DTYPE.value)
+    elif MERGE_LORA.value or not run.has_adapters(stage):
       params, step = run.checkpoint_params(stage, STEP.value)
       checkpoint = f"{stage}_{step}"
-    export(run, params, checkpoint, out, DTYPE.value)
+      export(run, params, checkpoint, out, DTYPE.value)
+    else:
+      adapters, settings, origin, step = run.checkpoint_adapters(stage, STEP.value)
+      checkpoint = f"{stage}_{step}"
+      export_adapters(run, adapters, settings, origin, checkpoint, out)
   say(f"exported {checkpoint} to {out}")
 
 

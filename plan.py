@@ -42,7 +42,7 @@ def show_max_batch(planning: Planning, topology: str) -> tuple[Any, bool]:
     f"{topology}: the most rows that fit, to an eighth, on each of mesh.fsdp={fsdp} and over all"
   )
   for key, rows in found["max_batch"].items():
-    what = "decoded together" if key == "rollout.max_rows" else "in a microbatch"
+    what = "decoded together" if key == "rollout.slots" else "in a microbatch"
     print(f"  {key}: {rows} and {rows * fsdp} rows {what}")
   return found, all(found["max_batch"].values())
 

@@ -3,10 +3,12 @@
     python train.py --config=configs/tiny.py --workdir=runs/tiny
     python train.py --config=configs/pasmr_gemma.py:1b --workdir=DIR --config.srl.group_size=16
 
-Running the same command again goes on where the last run stopped, exactly.
+Running the same command again goes on where the last run stopped, exactly. A signal stops it at the
+next step; docs/operations.md has the exit codes and what to watch.
 """
 
 import pathlib
+import time
 
 import jax
 from absl import app, flags, logging
@@ -17,26 +19,40 @@ from pasmr_jax.experiment import summary, validation
 from pasmr_jax.experiment.checkpoint import Checkpoints
 from pasmr_jax.experiment.evaluation import Evaluator
 from pasmr_jax.experiment.metrics import Metrics, Timer
+from pasmr_jax.experiment.reliability import exits, identity, record, recovery
+from pasmr_jax.experiment.reliability.guard import GuardError, StageGuard
+from pasmr_jax.experiment.reliability.lock import only_one
+from pasmr_jax.experiment.reliability.stopping import Stopped, Stopping
+from pasmr_jax.experiment.reliability.watchdog import Watchdog
 from pasmr_jax.experiment.report import write_report
-from pasmr_jax.experiment.setup import Run, make_run
+from pasmr_jax.experiment.setup import Run, make_run, say
+from pasmr_jax.learning.update import TrainState
 from pasmr_jax.parallel.mesh import initialize_distributed
 
 CONFIG = config_flags.DEFINE_config_file("config", None, "Configuration file.", lock_config=True)
 WORKDIR = flags.DEFINE_string("workdir", None, "Where everything is written.")
+FORCE = flags.DEFINE_bool(
+  "force", False, "Go on though configuration, data or model are not those of the checkpoints."
+)
 
 
-def train_stage(run: Run, name: str, metrics: Metrics, evaluator: Evaluator) -> None:
+def train_stage(
+  run: Run, checkpoints: Checkpoints, name: str, metrics: Metrics, evaluator: Evaluator,
+  stopping: Stopping, watchdog: Watchdog,
+) -> None:  # fmt: skip
   """Trains one stage from its newest checkpoint, or from the parameters it begins with."""
   config = run.config
-  checkpoints = Checkpoints(run.workdir, name, config.checkpoint)
-  if checkpoints.progress().finished:
-    checkpoints.close()
+  first = checkpoints.latest_step() or 0
+  metrics.rewind(name, first)
+  if checkpoints.progress().finished_at(first, config[name].steps):
     return
+  evaluator.take_back(name)
   stage = run.make_stage(name)
   state, progress = run.start(stage, checkpoints)
-  first = int(state.step)
-  metrics.rewind(name, first)
+  progress.finished = False
+  guard = StageGuard(run, stage, progress, metrics)
   metrics.start_stage(name, first, stage.steps)
+  saving: dict[str, float] = {}
 
   for step in range(first, stage.steps):
     done = step + 1
@@ -46,45 +62,90 @@ def train_stage(run: Run, name: str, metrics: Metrics, evaluator: Evaluator) -> 
     state, learned = stage.update(state, batch)
     learned = jax.device_get(learned)
     timer.lap("update")
-    values = seen | learned | timer.measured(seen)
+    values = seen | learned | timer.measured(seen) | saving
     metrics.show(done, values)
     if done % config.log.every == 0:
       metrics.write(name, done, values)
     if config.log.rollouts_every and step % config.log.rollouts_every == 0:
       metrics.write_rollouts(name, done, stage.rollouts[: config.log.rollouts])
+    watchdog.progress(f"{name} step {done}")
+    guard.after_update(done, state, batch, values)
 
-    measured = None
+    measured, saving = None, {}
     if done == stage.steps or (config.evaluation.every and done % config.evaluation.every == 0):
       found = evaluator.development(state, stage)
       metrics.write(name, done, found)
       measured = found[config.checkpoint.metric]
       progress.record(measured)
-    patience = config[name].patience
-    progress.finished = done == stage.steps or 0 < patience <= progress.evaluations_since
-    if progress.finished or done % config.checkpoint.every == 0:
+      values |= found
+    progress.finish(done, stage.steps, config[name].patience)
+    action = guard.alarms(done, values)
+    if action == "return":
+      state = return_to_best(run, checkpoints, state)
+      progress.finished, progress.ending, measured = True, "collapse", progress.best
+    asked = stopping.check()
+    if progress.finished or asked or action or done % config.checkpoint.every == 0:
+      start = time.perf_counter()
+      guard.before_saving(done, state, batch, values)
+      metrics.sync()
       checkpoints.save(state, stage.data_state(), progress, run.model, measured)
+      saving = {"time/checkpoint": time.perf_counter() - start}
+    if asked:
+      raise Stopped
+    if action == "stop":
+      raise GuardError(f"{name} step {done}: self-feedback collapses; docs/operations.md: collapse")
     if progress.finished:
       break
+
+
+def return_to_best(run: Run, checkpoints: Checkpoints, state: TrainState) -> TrainState:
+  """The best checkpoint's state as this step's; the state itself if none was measured."""
   checkpoints.wait()
-  checkpoints.close()
+  try:
+    best = checkpoints.find("best")
+  except ValueError as error:
+    say(f"no checkpoint to return to: {error}")
+    return state
+  say(f"returning to the checkpoint of step {best}, with which the stage ends")
+  return checkpoints.restore(state, run.model, best)[0].replace(step=state.step)
 
 
 def main(_):
   logging.set_verbosity(logging.ERROR)  # of Orbax, which warns of its own defaults
   config: Config = CONFIG.value
-  workdir = pathlib.Path(str(WORKDIR.value))
+  workdir = pathlib.Path(str(WORKDIR.value)).absolute()
   initialize_distributed()
   validation.check(config, jax.device_count() // max(config.mesh.tensor, 1))
-  run = make_run(config, workdir)
-  summary.print_start(run)
-  evaluator = Evaluator(run)
-  metrics = Metrics(workdir, config.stages, config.log)
-  with jax.set_mesh(run.mesh), metrics:
+  with (
+    exits.told(workdir),
+    only_one(workdir),
+    Stopping(config.checkpoint.notice) as stopping,
+    Watchdog(workdir, config.guard.hang_minutes) as watchdog,
+  ):
     for name in config.stages:
-      train_stage(run, name, metrics, evaluator)
-      evaluator.test(name)
-      write_report([workdir], workdir / "report.html")
-  summary.print_accuracy(workdir, config, config.stages)
+      for warning in recovery.recover(workdir / "checkpoints" / name):
+        say(warning)
+    run = make_run(config, workdir)
+    now = identity.make_identity(config, run.pools, run.tokenizer)
+    for change in identity.check_changes(workdir, now, FORCE.value):
+      say(change)
+    record.write_record(workdir, now, run.mesh)
+    summary.print_start(run)
+
+    def between(resumable: bool) -> None:
+      watchdog.progress("an evaluation")
+      if resumable and stopping.check():
+        raise Stopped
+
+    evaluator = Evaluator(run, between=between)
+    metrics = Metrics(workdir, config.stages, config.log)
+    with jax.set_mesh(run.mesh), metrics:
+      for name in config.stages:
+        with Checkpoints(workdir, name, config.checkpoint, identity=now) as checkpoints:
+          train_stage(run, checkpoints, name, metrics, evaluator, stopping, watchdog)
+        evaluator.test(name)
+        write_report([workdir], workdir / "report.html")
+    summary.print_accuracy(workdir, config, config.stages)
 
 
 if __name__ == "__main__":

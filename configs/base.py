@@ -16,6 +16,7 @@ def get_config() -> ConfigDict:
   config.languages = ("de", "es")  # target languages
 
   config.model = model()
+  config.lora = lora()
   config.tokenizer = tokenizer()
   config.prompt = prompt()
   config.data = data()
@@ -35,6 +36,7 @@ def get_config() -> ConfigDict:
   config.rollout = rollout()
   config.evaluation = evaluation()
   config.checkpoint = checkpoint()
+  config.guard = guard()
   config.log = log()
   return config
 
@@ -47,6 +49,8 @@ def model() -> ConfigDict:
   config.param_dtype = "float32"  # of parameters and optimizer moments
   config.remat = "none"  # recompute in the backward pass: none, full (every layer) or dots
   config.scan_unroll = 1  # layers a loop iteration; small models decode faster unrolled
+  config.attention = "auto"  # in training and scoring: xla, splash (a kernel for TPUs), or auto:
+  #                            splash on TPUs for heads of a multiple of 64, xla elsewhere
   # Shape of a randomly initialised model; not read when `pretrained` is set.
   config.embed_dim = 128
   config.num_layers = 3
@@ -58,14 +62,27 @@ def model() -> ConfigDict:
   return config
 
 
+def lora() -> ConfigDict:
+  """Adapters for pam and srl: the weights stay as base, init_from or pretrained has them.
+
+  docs/architecture.md says what their checkpoints hold.
+  """
+  config = ConfigDict()
+  config.rank = 0  # of each adapter; 0 trains all weights and has none
+  config.alpha = 16.0  # an adapter's product is multiplied by alpha / rank
+  config.targets = ("query", "key", "value", "output", "gate", "up", "down")  # weights with one
+  return config
+
+
 def tokenizer() -> ConfigDict:
   config = ConfigDict()
   config.path = ""  # SentencePiece .model file, folder, hub id, .gguf; '' is model.pretrained;
   #                   'synthetic' trains the built-in corpus' own in the work directory
-  config.open = "<pivot>"  # stands before the translation; one reserved token where there is one
-  config.close = "</pivot>"  # stands after it
-  config.delimiters = "tags"  # what `open` and `close` are where the vocabulary lacks them: tags
-  #                             (text, several tokens) or added (a new token and embedding row each)
+  config.open = ""  # stands before the translation; '' is a reserved token where the vocabulary has
+  #                   one ('<unused0>', '<|reserved_special_token_0|>', ...), else '<pivot>'
+  config.close = ""  # stands after it; '' if and only if `open` is
+  config.delimiters = "added"  # what they are where the vocabulary lacks them: added (a new token
+  #                              and embedding row each) or tags (text, several tokens)
   config.stop = ()  # more tokens that end a response besides end of sequence
   config.pad = ""  # padding token; '' is the tokenizer's own, or another that ends no response
   return config
@@ -78,6 +95,8 @@ def prompt() -> ConfigDict:
   config.style = "plain"  # plain: the text as it is; chat: as a user's message in the model's own
   #                         chat template, without outer spaces
   config.system = ""  # system text of a chat; '' is what the chat template has of its own
+  config.thinking = False  # whether a chat leaves room for a thought before the response, where the
+  #                          chat template has that switch (Qwen 3); False writes an empty one
   return config
 
 
@@ -100,7 +119,7 @@ def data() -> ConfigDict:
   config.seed = 0  # of the built-in corpus
   config.columns = (
     ConfigDict()
-  )  # names of columns in 'huggingface:' and 'json:' sources; '' is none
+  )  # names of columns in 'huggingface:' and 'json:' sources; '' is none. A pool reads what it uses
   config.columns.id = ""
   config.columns.text = "question"
   config.columns.pivot_text = ""
@@ -111,15 +130,19 @@ def data() -> ConfigDict:
 
 def optimizer(learning_rate: float) -> ConfigDict:
   config = ConfigDict()
-  config.name = "adamw"  # adamw, adafactor or lion
-  config.learning_rate = learning_rate  # peak
+  config.name = "adamw"  # adamw, adafactor, lion or muon
+  config.learning_rate = learning_rate  # peak; adafactor's is a share of each weight's own size
   config.schedule = "cosine"  # after the warm-up: cosine, linear or constant
   config.warmup_steps = 10
   config.final_fraction = 0.0  # of the peak, at the stage's end
-  config.b1 = 0.9
+  config.b1 = 0.9  # of adamw and lion
   config.b2 = 0.95
   config.epsilon = 1e-8
-  config.weight_decay = 0.0
+  config.momentum = 0.95  # of muon, for the layers' matrices; adamw has its other parameters
+  config.moment_dtype = ""  # float32 or bfloat16, which b2 near 1 is too fine for; '' is the
+  #                           parameters'; steps are computed in float32
+  config.weight_decay = 0.0  # a step takes learning rate * weight_decay of a weight away
+  config.decayed = "matrices"  # of: matrices (no norms, no biases), layers (no tables either), all
   config.clip_norm = 1.0  # of the global gradient; 0 is off
   return config
 
@@ -196,7 +219,10 @@ def reward() -> ConfigDict:
 def rollout() -> ConfigDict:
   config = ConfigDict()
   config.prompt_bucket = 32  # prompts are padded to a multiple of this
-  config.max_rows = 256  # responses decoded together; 0 is all
+  config.slots = 256  # rows decoded together: responses and pivot solutions; 0 is all
+  config.prefill_prompts = 16  # prompts computed together
+  config.refill_steps = 8  # tokens drawn between looks at which slots are free
+  config.cache_dtype = ""  # of keys and values: float32 | bfloat16; empty is model.dtype
   return config
 
 
@@ -228,6 +254,27 @@ def checkpoint() -> ConfigDict:
   config.every = 50  # steps
   config.keep = 2  # newest ones kept, besides the best and each stage's last
   config.metric = "development/target_accuracy"  # which is best; higher is better
+  config.notice = ""  # a file that appears, or a URL that answers TRUE, when the machine will go:
+  #                     the run then stops as by a signal; docs/operations.md has Google Cloud's
+  return config
+
+
+def guard() -> ConfigDict:
+  """What stops a run that goes wrong; docs/operations.md says what each means and what to do."""
+  config = ConfigDict()
+  config.skipped_in_a_row = 5  # an update whose loss or gradient is not finite is skipped; stop
+  #                              after so many steps in a row with one; 0 is never
+  config.hang_minutes = 60.0  # without a step, or a part of an evaluation, end; 0 is never
+  # The alarm of self-feedback: agreement rises while another quantity falls.
+  config.collapse_action = "continue"  # on an alarm: continue, stop, or return: the best checkpoint
+  #                                      becomes the stage's last
+  config.collapse_window = 20  # steps that are averaged; 0 is no alarm
+  config.collapse_rise = 0.05  # of agreement, since the quantity was at its best
+  # Share of its best that a quantity loses; 0 does not watch it.
+  config.collapse_accuracy = 0.2  # development/target_accuracy
+  config.collapse_entropy = 0.8  # of the answers to a question; it halves in a healthy run
+  config.collapse_numbers = 0.1  # of the question's numbers in its translation
+  config.collapse_language = 0.1  # of texts in the language asked for
   return config
 
 

@@ -6,9 +6,16 @@ The argument is a size: 270m, 1b, 4b, 12b or 27b of Gemma 3, 2b, 9b or gemma2-27
 The weights are gated: accept the licence on the hub and set HF_TOKEN, or name a local folder with
 --config.model.pretrained=FOLDER.
 
-Hardware: 1b is meant for a v5e-8 (8 x 16 GiB). It computes in bfloat16 and keeps parameters in
-float32, because a learning rate of 1e-6 would be lost in the rounding of bfloat16. It has not been
-run on a TPU; what was run is said in docs/results.md.
+Delimiters are two of Gemma's reserved tokens, `<unused0>` and `<unused1>`. For an instruction-tuned
+model, in its own chat template:
+
+    --config.model.pretrained=google/gemma-3-1b-it --config.prompt.style=chat
+
+Hardware: 1b is meant for a v5e-8 (8 x 16 GiB), bfloat16 compute, float32 parameters, because a
+learning rate of 1e-6 would be lost in the rounding of bfloat16. Parameters, gradients and two
+moments take 16 bytes a parameter over all chips, the frozen reference 4 more: 20 GB for 1b, 78 GB
+for 4b, 185 GB for gemma2 9b, 235 GB for 12b, 540 GB for 27b. `plan.py` says what fits. Nothing was
+run on a TPU; 270m was run on a CPU with its real weights (docs/results.md, docs/models.md).
 
 DATA holds `gsm8k_parallel/{language}.jsonl` (questions with their English originals),
 `gsm8k/train.jsonl` and `mgsm/mgsm_{language}.tsv`: the public GSM8K and MGSM files. The first 4,000
@@ -39,8 +46,6 @@ def get_config(size: str = "1b"):
   config.model.pretrained = SIZES[size]
   config.model.dtype = "bfloat16"
   config.model.remat = "full"
-  config.tokenizer.open = "<unused0>"
-  config.tokenizer.close = "<unused1>"
   config.tokenizer.stop = ("<end_of_turn>",)
 
   config.data.pivot = ("gsm8k:{root}/gsm8k/train.jsonl[:4000]",)

@@ -40,10 +40,4 @@ def get_config(size: str = "1b"):
   config = pasmr_gemma.get_config()
   config.model.pretrained = SIZES[size]
   config.tokenizer.stop = ()
-  config.tokenizer.delimiters = "added"
-  if SIZES[size].startswith("meta-llama/"):
-    config.tokenizer.open = "<|reserved_special_token_0|>"
-    config.tokenizer.close = "<|reserved_special_token_1|>"
-  else:
-    config.tokenizer.open, config.tokenizer.close = "<pivot>", "</pivot>"
   return config

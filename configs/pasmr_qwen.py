@@ -37,7 +37,5 @@ def get_config(size: str = "1.5b"):
     raise ValueError(f"configs/pasmr_qwen.py:{size}: expected one of {', '.join(SIZES)}")
   config = pasmr_gemma.get_config()
   config.model.pretrained = SIZES[size]
-  config.tokenizer.open, config.tokenizer.close = "<pivot>", "</pivot>"
-  config.tokenizer.delimiters = "added"
   config.tokenizer.stop = ()
   return config

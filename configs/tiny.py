@@ -47,6 +47,8 @@ def get_config():
   config.srl.rehearsal_weight = 1.0
   config.srl.rehearsal_rows = 8
 
+  config.rollout.slots = 128
+
   config.feedback.pivot_samples = 8
   config.feedback.pivot_temperature = 0.7
 

@@ -82,11 +82,11 @@ def command(workdir: pathlib.Path, program="train.py", extra=(), **changes) -> l
 
 def run(command: list[str], environment: dict) -> subprocess.CompletedProcess:
   return subprocess.run(
-    command, env=environment, cwd=ROOT, capture_output=True, text=True, timeout=300, check=False
+    command, env=environment, cwd=ROOT, capture_output=True, text=True, timeout=900, check=False
   )
 
 
-def run_two_processes(command: list[str], environment: dict, timeout: float = 300) -> list[str]:
+def run_two_processes(command: list[str], environment: dict, timeout: float = 900) -> list[str]:
   """What each of two processes that know of each other printed; both must end well."""
   with socket.socket() as free:
     free.bind(("127.0.0.1", 0))

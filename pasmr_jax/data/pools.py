@@ -28,6 +28,7 @@ from pasmr_jax.data.questions import FORMATS, Question, read_questions
 
 NAMES = ("pivot", "translation", "target", "triplets", "srl", "development", "test")
 _SOLVED = ("pivot", "target", "triplets")
+_TRANSLATED = ("translation", "triplets", "development", "test")
 _SPLITS = {"development": "development", "test": "test"}
 _SOURCE = re.compile(r"(?P<format>\w+):(?P<location>.*?)(?:\[(?P<start>\d*):(?P<stop>\d*)\])?")
 _SET = re.compile(r"(?P<name>\w+)(?:\[(?P<start>\d*):(?P<stop>\d*)\])?")
@@ -121,17 +122,22 @@ def _read(
     columns = {field: config.data.columns[field] for field in _FIELDS if config.data.columns[field]}
     if not answers:
       columns.pop("answer", None)
+    if name not in _TRANSLATED:
+      columns.pop("pivot_text", None)
   path, *place = location.replace("{root}", config.data.root).split(",")
   if len(place) > 2 or (place and format != "huggingface"):
     raise ValueError(f"{key}: a comma is for huggingface:ID,SUBSET,SPLIT only")
   subset, split = place[0] if place else None, place[1] if len(place) > 1 else "train"
 
   def read(path: str, subset: str | None, language: str | None) -> list[Question]:
+    named = columns
+    if columns and language == config.pivot:  # a file of pivot questions has no translations
+      named = {field: column for field, column in columns.items() if field != "pivot_text"}
     return read_questions(
       path,
       format,
       language,
-      columns,
+      named,
       solutions=name in _SOLVED,
       answers=answers,
       subset=subset,

@@ -21,7 +21,8 @@ from jaxtyping import Array, Key
 from pasmr_jax import Config
 from pasmr_jax.data.questions import Question
 from pasmr_jax.experiment.items import Response
-from pasmr_jax.rollout.engine import Engine, Rollouts, stable_id
+from pasmr_jax.rollout.engine import Engine
+from pasmr_jax.rollout.requests import Rollouts, stable_id
 from pasmr_jax.rollout.sampling import make_sampling
 from pasmr_jax.text import exemplars, prompts
 from pasmr_jax.text.tokenizer import Tokenizer

@@ -10,7 +10,8 @@ would train on is right, and how often the reward is.
 import collections
 import dataclasses
 import json
-from collections.abc import Sequence
+import pathlib
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -40,8 +41,9 @@ from pasmr_jax.experiment.setup import Run, Stage, say
 from pasmr_jax.experiment.setup import source as model_source
 from pasmr_jax.feedback import language_id
 from pasmr_jax.learning.update import TrainState
+from pasmr_jax.models.lora import merged
 from pasmr_jax.parallel import processes
-from pasmr_jax.rollout.engine import stable_id
+from pasmr_jax.rollout.requests import stable_id
 from pasmr_jax.stages.self_feedback import Clock, SelfFeedbackStage
 
 
@@ -87,13 +89,20 @@ def judge_accuracy(
 class Evaluator:
   """Evaluates a run's policies on its development and test pools."""
 
-  def __init__(self, run: Run, *, progress: bool = False):
+  def __init__(
+    self, run: Run, *, progress: bool = False, between: Callable[[bool], None] | None = None
+  ):
     """Fails early: on gold answers that cannot be read and prompts over the limit.
 
-    `progress` shows a bar of every evaluation of the test pool.
+    Args:
+      run: whose policies are evaluated.
+      progress: shows a bar of every evaluation of the test pool.
+      between: called after every chunk of questions, with whether the evaluation would go on there
+        if it were interrupted now.
     """
     self.run = run
     self._progress = progress
+    self._between = between
     config, evaluation = run.config, run.config.evaluation
     self.engine = run.engine(evaluation.batch_size)
     limits = {
@@ -125,7 +134,7 @@ class Evaluator:
 
   def development(self, state: TrainState, stage: Stage) -> dict[str, float]:
     """`development/...` metrics of a state in training."""
-    params = self.engine.lay_out(state.params)
+    params = self.engine.lay_out(merged(state.whole(), self.run.model.dtype))
     questions, pivot = self._questions["development"], self.run.config.pivot
     found = {}
     for way, temperature in self._ways():
@@ -142,9 +151,19 @@ class Evaluator:
 
   def test(self, stage: str) -> None:
     """Evaluates the stage's last checkpoint on the test pool, unless that was done before."""
-    if not (self.run.workdir / "results" / f"{stage}.json").exists():
+    path = self._results(stage)
+    # The first process alone looks: what others see of its files may be late.
+    if not processes.global_max(int(processes.process_index() == 0 and path.exists())):
       params, _ = self.run.checkpoint_params(stage, "last")
       self.write(params, stage)
+
+  def take_back(self, stage: str) -> None:
+    """Removes the results of a stage that is about to be trained on."""
+    if processes.process_index() == 0:
+      self._results(stage).unlink(missing_ok=True)
+
+  def _results(self, name: str) -> pathlib.Path:
+    return self.run.workdir / "results" / f"{name}.json"
 
   def write(self, params: Any, name: str) -> None:
     """Evaluates parameters on the test pool, going on where an interrupted evaluation stopped.
@@ -165,7 +184,7 @@ class Evaluator:
       items = self._answer(params, questions, temperature, samples, partials[-1], f"{name}, {way}")
       write_whole(results / f"{name}_{way}.jsonl", "\n".join(map(to_line, items)) + "\n")
       measures[way] = measure(items, references, config.pivot, config.evaluation.scoring)
-    write_whole(results / f"{name}.json", json.dumps(measures, indent=2) + "\n")
+    write_whole(self._results(name), json.dumps(measures, indent=2) + "\n")
     for partial in partials:
       partial.remove()
 
@@ -182,7 +201,9 @@ class Evaluator:
     asked = "\0".join(f"{q.language}/{q.id}/{q.text}/{q.pivot_text}" for q in questions)
     return {
       "questions": stable_id(asked),
-      **{f"prompt.{key}": config.prompt[key] for key in ("question", "style", "system")},
+      **{
+        f"prompt.{key}": config.prompt[key] for key in ("question", "style", "system", "thinking")
+      },
       "pivot": config.pivot,
       "model": f"{model_source(config.model)} {config.model.dtype}",
       "seed": config.seed,
@@ -233,6 +254,8 @@ class Evaluator:
           partial.append(judged)
         items += judged
         bar.advance(task, len(chunk))
+        if self._between is not None:
+          self._between(partial is not None)
     return items
 
   def _done(

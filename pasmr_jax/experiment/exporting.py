@@ -2,9 +2,11 @@
 
 `export` writes weights, config.json, tokenizer, generation_config.json, the training configuration
 and a model card into `FOLDER.partial`, reads the folder back as a stranger would, and only then
-gives it its name: an interrupted export leaves nothing that looks finished.
+gives it its name: an interrupted export leaves nothing that looks finished. `export_adapters` does
+the same with adapters alone, for PEFT, where what they are on is a model that others have.
 """
 
+import contextlib
 import json
 import pathlib
 import shutil
@@ -14,10 +16,15 @@ from typing import Any
 from pasmr_jax import Config
 from pasmr_jax.experiment.setup import Run, parameter_count, source
 from pasmr_jax.models import pretrained
+from pasmr_jax.models.lora import LoraSettings
+from pasmr_jax.models.peft import write_adapters
 from pasmr_jax.models.writing import find_layout, write_json, write_model
+from pasmr_jax.text.chat import THINKING
 from pasmr_jax.text.fast_tokenizer import save_tokenizer
 from pasmr_jax.text.languages import LANGUAGES
 from pasmr_jax.text.tokenizer import load_tokenizer
+
+ADAPTERS = "LoRA"  # stands in a card where a whole model has its architecture
 
 
 def check_target(folder: pathlib.Path) -> None:
@@ -41,26 +48,70 @@ def export(run: Run, params: Any, checkpoint: str, folder: pathlib.Path, dtype: 
       cannot express its tokenizer.
   """
   check_target(folder)
-  config, tokenizer, model = run.config, run.tokenizer, run.model
-  dtype = dtype or model.param_dtype
+  dtype = dtype or run.model.param_dtype
   known, rows = _known(run)
-  layout = find_layout(model, rows, known, dtype)
+  layout = find_layout(run.model, rows, known, dtype)
+  with _finished(folder) as partial:
+    write_json(partial / "generation_config.json", _special_tokens(run))
+    write_model(partial, layout, params, dtype)
+    _write_surroundings(run, partial, checkpoint, layout.family.model_types[0], dtype, params)
+    pretrained.check_tensors(partial, pretrained.load_config(partial))
+
+
+def export_adapters(
+  run: Run,
+  adapters: Any,
+  settings: LoraSettings,
+  origin: str,
+  checkpoint: str,
+  folder: pathlib.Path,
+) -> None:
+  """Writes the folder that PEFT loads onto the model that training began with.
+
+  Args:
+    run: of the adapters.
+    adapters: their tree, all of it addressable by this process.
+    settings: of the adapters.
+    origin: what they are on (experiment/setup.py).
+    checkpoint: what they are, such as 'srl_300', for the model card.
+    folder: does not exist, or is empty.
+
+  Raises:
+    ValueError: the folder holds something, or what the adapters are on is no Hugging Face model.
+  """
+  check_target(folder)
+  if not origin.startswith("pretrained:") or run.config.model.pretrained.endswith(".gguf"):
+    raise ValueError(
+      f"--workdir={run.workdir}: {checkpoint} holds adapters on {origin!r}, which is no model of"
+      " Hugging Face; expected --merge_lora, which writes the whole model"
+    )
+  with _finished(folder) as partial:
+    write_adapters(partial, adapters, settings, run.model, _base_model(run.config))
+    _write_surroundings(run, partial, checkpoint, ADAPTERS, "float32", adapters)
+
+
+@contextlib.contextmanager
+def _finished(folder: pathlib.Path) -> Iterator[pathlib.Path]:
+  """An empty folder to write, which gets its name only if nothing went wrong."""
   partial = folder.with_name(f"{folder.name}.partial")
   if partial.exists():
     shutil.rmtree(partial)
   partial.mkdir(parents=True)
-
-  save_tokenizer(tokenizer, partial)
-  write_json(partial / "generation_config.json", _special_tokens(run))
-  write_json(partial / "training_config.json", _training_config(config))
-  write_model(partial, layout, params, dtype)
-  card = "\n".join(_card(run, checkpoint, layout.family.model_types[0], dtype, params))
-  (partial / "README.md").write_text(card + "\n", "utf-8")
-
-  _read_back(run, partial)
+  yield partial
   if folder.exists():
     folder.rmdir()  # empty: a rename does not replace a folder everywhere
   partial.rename(folder)
+
+
+def _write_surroundings(
+  run: Run, folder: pathlib.Path, checkpoint: str, family: str, dtype: str, params: Any
+) -> None:
+  """What stands beside weights or adapters: tokenizer, settings and the model card."""
+  save_tokenizer(run.tokenizer, folder)
+  write_json(folder / "training_config.json", _training_config(run.config))
+  card = "\n".join(_card(run, checkpoint, family, dtype, params))
+  (folder / "README.md").write_text(card + "\n", "utf-8")
+  _read_tokenizer_back(run, folder)
 
 
 def _known(run: Run) -> tuple[dict[str, Any], int]:
@@ -85,13 +136,12 @@ def _special_tokens(run: Run) -> dict[str, Any]:
   return ids if tokenizer.bos_id is None else ids | {"bos_token_id": tokenizer.bos_id}
 
 
-def _read_back(run: Run, folder: pathlib.Path) -> None:
+def _read_tokenizer_back(run: Run, folder: pathlib.Path) -> None:
   """Reads what was written as a new run would.
 
   Raises:
-    ValueError: tensors or delimiters are not what they were.
+    ValueError: delimiters are not what they were.
   """
-  pretrained.check_tensors(folder, pretrained.load_config(folder))
   tokenizer = run.tokenizer
   found = load_tokenizer(str(folder), tokenizer.open_delimiter, tokenizer.close_delimiter)
   for name in ("open_ids", "close_ids", "eos_id", "bos_id"):
@@ -121,7 +171,7 @@ def _card(run: Run, checkpoint: str, family: str, dtype: str, params: Any) -> It
   codes = [config.pivot, *config.languages]
   base = config.model.pretrained
   yield "---"
-  yield "library_name: transformers"
+  yield f"library_name: {'peft' if family == ADAPTERS else 'transformers'}"
   yield "pipeline_tag: text-generation"
   yield "language:"
   yield from (f"- {code}" for code in codes)
@@ -145,8 +195,12 @@ def _card(run: Run, checkpoint: str, family: str, dtype: str, params: Any) -> It
   yield "It is asked with this text, where `{question}` stands for the question:\n"
   yield f"```\n{config.prompt.question}\n```\n"
   if config.prompt.style == "chat":
-    yield "inside the chat template, as the user's message" + (
-      f", after the system text `{config.prompt.system}`.\n" if config.prompt.system else ".\n"
+    system, template = config.prompt.system, tokenizer.vocabulary.chat_template or ""
+    yield (
+      "inside the chat template, as the user's message"
+      + f", after the system text `{system}`" * bool(system)
+      + f", with `{THINKING}={config.prompt.thinking}`" * (THINKING in template)
+      + ".\n"
     )
   yield (
     f"A question in a target language is first translated between `{tokenizer.open_delimiter}` and"
@@ -188,6 +242,9 @@ def _scores(folder: pathlib.Path, codes: list[str]) -> Iterator[str]:
 def _main_settings(config: Config) -> Iterator[tuple[str, Any]]:
   yield "stages", ", ".join(config.stages)
   yield "seed", config.seed
+  if config.lora.rank:
+    for key in ("rank", "alpha", "targets"):
+      yield f"lora.{key}", config.lora[key]
   for stage in config.stages:
     yield f"{stage}.steps", config[stage].steps
     yield f"{stage}.optimizer.learning_rate", config[stage].optimizer.learning_rate

@@ -12,6 +12,8 @@ import pathlib
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from pasmr_jax.experiment.reliability import storage
+from pasmr_jax.experiment.reliability.storage import json_line
 from pasmr_jax.parallel.processes import process_index
 
 
@@ -55,7 +57,7 @@ _RESPONSE_FIELDS = {field.name for field in dataclasses.fields(Response)}
 
 
 def to_line(item: Response) -> str:
-  return json.dumps(dataclasses.asdict(item), ensure_ascii=False)
+  return json_line(dataclasses.asdict(item))
 
 
 def to_response(values: Mapping[str, Any]) -> Response:
@@ -79,33 +81,43 @@ class PartialItems:
     whole = self._path.read_bytes().split(b"\n")[:-1]
     if not whole:
       return [], ""
-    head = json.loads(whole[0])
+    head = _object(whole[0]) or {}
     differing = sorted(
       key for key in self._settings.keys() | head.keys() if head.get(key) != self._settings.get(key)
     )
     if differing:
       return [], f"{self._path.name} is of another evaluation (other {', '.join(differing)})"
-    return [to_response(json.loads(line)) for line in whole[1:]], ""
+    found = []
+    for line in whole[1:]:
+      values = _object(line)
+      if values is None or not values.keys() >= _RESPONSE_FIELDS:
+        break  # a crash of the machine may leave a hole; what follows it is asked again
+      found.append(to_response(values))
+    return found, ""
 
   def start(self, items: Iterable[Response]) -> None:
     """Begins the file with what is kept."""
-    lines = [json.dumps(self._settings, ensure_ascii=False), *map(to_line, items)]
+    lines = [json_line(self._settings), *map(to_line, items)]
     write_whole(self._path, "\n".join(lines) + "\n")
 
   def append(self, items: Sequence[Response]) -> None:
     if process_index() == 0 and items:
-      with self._path.open("a", encoding="utf-8") as file:
-        file.write("".join(f"{to_line(item)}\n" for item in items))
+      storage.append(self._path, "".join(f"{to_line(item)}\n" for item in items))
 
   def remove(self) -> None:
     if process_index() == 0:
       self._path.unlink(missing_ok=True)
 
 
+def _object(line: bytes) -> dict[str, Any] | None:
+  try:
+    values = json.loads(line)
+  except ValueError:
+    return None
+  return values if isinstance(values, dict) else None
+
+
 def write_whole(path: pathlib.Path, text: str) -> None:
   """Writes a file so that it is there whole or not at all; from one process."""
   if process_index() == 0:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_suffix(path.suffix + ".partial")
-    partial.write_text(text, encoding="utf-8", newline="\n")
-    partial.replace(path)
+    storage.write_whole(path, text)

@@ -1,20 +1,20 @@
 """Metrics of a run: JSON lines, TensorBoard, a progress bar. Only process 0 writes.
 
 `metrics.jsonl` has one line a step with `stage` and `step`; `rollouts.jsonl` samples of model text.
-A resumed run first takes back what was written after the checkpoint it resumes from, so that the
-files have no gap and no step twice.
+Each line has left the program before the next step begins. A resumed run first takes back what was
+written after the checkpoint it resumes from, so that the files have no gap and no step twice;
+TensorBoard's file is then written anew from what is kept.
 """
 
 import json
-import math
 import pathlib
+import sys
 import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
 import numpy as np
-import tensorboardX
 from rich.console import Console
 from rich.progress import (
   BarColumn,
@@ -26,14 +26,13 @@ from rich.progress import (
 )
 
 from pasmr_jax import Config
+from pasmr_jax.experiment.reliability.storage import append, json_line, sync, write_whole
+from pasmr_jax.experiment.reliability.tensorboard import TensorBoard
 from pasmr_jax.parallel.processes import process_index
 
 # What a rerun of the same step may measure differently; everything else is exact.
 MEASURED = ("time/", "time_share/", "throughput/", "memory/")
-
-
-class NonFiniteError(RuntimeError):
-  """A loss or gradient that is not finite."""
+_FILES = ("metrics.jsonl", "rollouts.jsonl")
 
 
 class Metrics:
@@ -48,7 +47,7 @@ class Metrics:
     if self._writes:
       workdir.mkdir(parents=True, exist_ok=True)
       if config.tensorboard:
-        self._tensorboard = tensorboardX.SummaryWriter(str(workdir / "tensorboard"))
+        self._tensorboard = TensorBoard(workdir / "tensorboard")
     self._bar = Progress(
       TextColumn("{task.description}"),
       BarColumn(),
@@ -71,25 +70,57 @@ class Metrics:
       self._tensorboard.close()
 
   def rewind(self, stage: str, step: int) -> None:
-    """Takes back every line after `step` of `stage`, and a last line cut off by a crash."""
+    """Takes back every line after `step` of `stage`, and lines that a crash left broken.
+
+    Lines are left in the order of stages and steps: that of an uninterrupted run, also where an
+    earlier stage had to be trained again.
+    """
     if not self._writes:
       return
-    here = (self._order[stage], step)
-    for name in ("metrics.jsonl", "rollouts.jsonl"):
-      path = self._workdir / name
-      if not path.exists():
-        continue
-      kept = [
-        line
-        for line in path.read_bytes().splitlines(keepends=True)
-        if line.endswith(b"\n") and self._place(json.loads(line)) <= here
-      ]
-      partial = path.with_suffix(".partial")
-      partial.write_bytes(b"".join(kept))
-      partial.replace(path)
+    changed = [self._rewind(self._workdir / name, stage, step) for name in _FILES]
+    board = self._tensorboard
+    if board is not None and (changed[0] or not board.begun):
+      metrics = self._workdir / _FILES[0]
+      lines = metrics.read_bytes().splitlines() if metrics.exists() else []
+      board.rewrite(json.loads(line) for line in lines)
 
-  def _place(self, line: Mapping[str, Any]) -> tuple[int, int]:
-    return self._order.get(line["stage"], -1), line["step"]
+  def _rewind(self, path: pathlib.Path, stage: str, step: int) -> bool:
+    """Whether the file is another than before."""
+    if not path.exists():
+      return False
+    raw = path.read_bytes().splitlines(keepends=True)
+    place = self._place(stage, 0)[0]
+    lines = self._readable(path, raw)
+    kept = [line for line in lines if line[0] != place or line[1] <= step]
+    kept.sort(key=lambda line: line[:2])
+    if [line for *_, line in kept] == raw:
+      return False
+    write_whole(path, b"".join(line for *_, line in kept).decode())
+    return True
+
+  def _readable(self, path: pathlib.Path, lines: Sequence[bytes]) -> list[tuple[int, int, bytes]]:
+    """Place, step and text of each line; what is no line of metrics is told and left out."""
+    found = []
+    for number, line in enumerate(lines, 1):
+      try:
+        values = json.loads(line)
+        found.append((*self._place(values["stage"], values["step"]), line))
+      except (ValueError, TypeError, KeyError):
+        torn = number == len(lines) and not line.endswith(b"\n")
+        if not torn:  # what a crash cuts off is written again and needs no word
+          print(f"{path}:{number}: no line of metrics; left out", file=sys.stderr, flush=True)
+    if found and not found[-1][2].endswith(b"\n"):
+      found.pop()  # cut off exactly at its end
+    return found
+
+  def _place(self, stage: str, step: int) -> tuple[int, int]:
+    return self._order.get(stage, -1), step
+
+  def sync(self) -> None:
+    """Until what was written is on the disk: a checkpoint is never ahead of its metrics."""
+    if self._writes:
+      for name in _FILES:
+        sync(self._workdir / name)
 
   def start_stage(self, stage: str, step: int, steps: int) -> None:
     """Shows the stage's bar from `step` on."""
@@ -99,17 +130,12 @@ class Metrics:
     """Writes one step's numbers.
 
     Raises:
-      NonFiniteError: a value that learning depends on is NaN or infinite, naming it.
+      StorageError: they cannot be written.
     """
     numbers = {name: _number(value) for name, value in values.items()}
-    self._append("metrics.jsonl", {"stage": stage, "step": step, **numbers})
+    self._append(_FILES[0], {"stage": stage, "step": step, **numbers})
     if self._tensorboard is not None:
-      for name, value in numbers.items():
-        if math.isfinite(value):
-          self._tensorboard.add_scalar(f"{stage}/{name}", value, step)
-    for name in ("loss", "gradient_norm"):
-      if not math.isfinite(numbers.get(name, 0.0)):
-        raise NonFiniteError(f"{stage} step {step}: {name} is {numbers[name]}")
+      self._tensorboard.write(stage, step, numbers)
 
   def show(self, step: int, values: Mapping[str, Any]) -> None:
     """Moves the progress bar, with the loss or the reward."""
@@ -120,12 +146,11 @@ class Metrics:
   def write_rollouts(self, stage: str, step: int, rollouts: Sequence[dict[str, Any]]) -> None:
     """Writes samples of model text, one line a question."""
     for rollout in rollouts:
-      self._append("rollouts.jsonl", {"stage": stage, "step": step, **rollout})
+      self._append(_FILES[1], {"stage": stage, "step": step, **rollout})
 
   def _append(self, name: str, line: Mapping[str, Any]) -> None:
     if self._writes:
-      with (self._workdir / name).open("a", encoding="utf-8") as file:
-        file.write(json.dumps(line, ensure_ascii=False) + "\n")
+      append(self._workdir / name, json_line(line) + "\n")
 
 
 class Timer:

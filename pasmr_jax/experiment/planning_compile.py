@@ -1,8 +1,7 @@
 """Compiles one program for a TPU and reads from the result what it needs and what it costs.
 
 `compile_program` gives a plain dictionary, ready for JSON: whether it fits, what fills the memory
-of one device while it runs, and for each of its parts (sampling has two: prefill and decode) the
-operations, the bytes, and the time that no run can beat.
+of one device while it runs, the operations, the bytes, and the time that no run can beat.
 """
 
 import dataclasses
@@ -33,11 +32,10 @@ class Program:
   resident: Mapping[str, Any] = dataclasses.field(default_factory=dict)  # trees held beside it
   vocabulary: int = 0  # logits of a token on one device
   logits: int = 0  # of all tokens that one device has logits of at a time
-  cache: tuple[int, int] = (0, 0)  # layers and slots of a key/value cache
   calls: int = 1  # a step
   tokens: int = 0  # a call
-  prompt_tokens: int = 0  # of a call of sampling
-  decoded: int = 0  # tokens a row that sampling draws at most; 0 is another program
+  branches: bool = False  # whether what a condition decides is done in every step
+  trips: float = 0  # of loops that may stop early: tokens a row, or chunks of scored tokens
 
 
 def compile_program(program: Program, devices: int, chip: Chip, quick: bool) -> dict[str, Any]:
@@ -92,21 +90,14 @@ def device_bytes(tree: Any) -> int:
 def filled_by(program: Program, peak: int, module: Module | None) -> dict[str, int]:
   """The peak by what fills it, in bytes.
 
-  Trees count by their shapes, gradients as one tree more; the cache and logits as the largest such
-  arrays of the schedule. What is left has the name `REST`.
+  Trees count by their shapes, gradients as one tree more; logits as the largest such array of the
+  schedule. What is left has the name `REST`.
   """
   filled = {name: device_bytes(tree) for name, tree in program.parts.items()}
   if module is not None:
     arrays = _with_vocabulary(program, module)
     logits = [array.bytes for array in arrays if math.prod(array.dims) == program.logits]
     filled["logits"] = max(logits, default=0)
-    layers, slots = program.cache
-    caches = [
-      array.bytes
-      for array in scheduled_arrays(module)
-      if slots and len(array.dims) == 5 and {layers, slots} <= set(array.dims)
-    ]
-    filled["cache"] = 2 * max(caches, default=0)  # keys and values
   # Gradients are not all alive at once if the optimizer consumes some early.
   filled[REST] = peak - sum(filled.values())
   if filled[REST] < 0 and "gradients" in filled:
@@ -142,22 +133,12 @@ def _needed(message: str, program: Program, chip: Chip) -> int:
 def _parts(
   program: Program, jaxpr: Any, module: Module, devices: int, chip: Chip
 ) -> list[dict[str, Any]]:
-  def cost(trips: int) -> Cost:
-    return Cost(
-      planning_cost.flops(jaxpr, trips) / devices,
-      planning_cost.hbm_bytes(module, trips),
-      planning_cost.collective_bytes(module, trips),
-    )
-
-  if not program.decoded:
-    return [_part(program.name, cost(0), program.tokens, program.calls, chip)]
-  # Decoding is the one loop that may stop early: without its trips the rest is the prefill.
-  prefill, both = cost(0), cost(program.decoded)
-  name, calls = program.name, program.calls
-  return [
-    _part(f"{name} prefill", prefill, program.prompt_tokens, calls, chip),
-    _part(f"{name} decode", both.minus(prefill), program.tokens, calls, chip),
-  ]
+  cost = Cost(
+    planning_cost.flops(jaxpr, program.trips, program.branches) / devices,
+    planning_cost.hbm_bytes(module, program.trips, program.branches),
+    planning_cost.collective_bytes(module, program.trips, program.branches),
+  )
+  return [_part(program.name, cost, program.tokens, program.calls, chip)]
 
 
 def _part(name: str, cost: Cost, tokens: int, calls: int, chip: Chip) -> dict[str, Any]:

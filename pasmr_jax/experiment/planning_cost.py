@@ -101,21 +101,23 @@ def floor(cost: Cost, chip: Chip) -> tuple[dict[str, float], str]:
 # Operations.
 
 
-def flops(jaxpr: Any, dynamic_trips: int = 0) -> int:
+def flops(jaxpr: Any, dynamic_trips: float = 0, branches: bool = False) -> float:
   """Floating-point operations of all matrix products of a jaxpr, over all devices.
 
   A product of [m, k] and [k, n] is 2 m k n operations. Scans count their length times, branches as
-  the cheapest one, Pallas kernels by the estimate they carry (or their inside, once a grid cell).
+  the cheapest one (with `branches` the dearest), Pallas kernels by the estimate they carry (or
+  their inside, once a grid cell).
 
   Args:
     jaxpr: `jax.jit(f).trace(...).jaxpr`, or any jaxpr.
     dynamic_trips: of `while` loops, whose trips a jaxpr does not tell.
+    branches: whether what a condition decides is part of the step, as in `planning_hlo.executions`.
   """
   jaxpr = getattr(jaxpr, "jaxpr", jaxpr)
   total = 0
   for equation in jaxpr.eqns:
     name, params = equation.primitive.name, equation.params
-    inside = [flops(inner, dynamic_trips) for inner in _inner(params)]
+    inside = [flops(inner, dynamic_trips, branches) for inner in _inner(params)]
     if name == "dot_general":
       (contracted, _), _ = params["dimension_numbers"]
       summed = math.prod(equation.invars[0].aval.shape[axis] for axis in contracted)
@@ -123,9 +125,9 @@ def flops(jaxpr: Any, dynamic_trips: int = 0) -> int:
     elif name == "scan":
       total += params["length"] * sum(inside)
     elif name == "while":
-      total += dynamic_trips * flops(params["body_jaxpr"], dynamic_trips)
+      total += dynamic_trips * flops(params["body_jaxpr"], dynamic_trips, branches)
     elif name == "cond":
-      total += min(inside)
+      total += max(inside) if branches else min(inside)
     elif name == "shard_map":
       mesh = params["mesh"]
       axes = params.get("newly_manual_axes", mesh.axis_names)
@@ -150,15 +152,16 @@ def _inner(params: dict[str, Any]) -> Iterator[Any]:
 # Bytes through HBM.
 
 
-def hbm_bytes(module: Module, dynamic_trips: int = 0) -> int:
+def hbm_bytes(module: Module, dynamic_trips: float = 0, branches: bool = False) -> float:
   """Bytes that one device reads from and writes to HBM.
 
   Args:
     module: the program.
     dynamic_trips: of loops whose number of trips is decided while they run.
+    branches: as in `planning_hlo.executions`.
   """
   total = 0
-  for name, count in executions(module, dynamic_trips, fusions=False).items():
+  for name, count in executions(module, dynamic_trips, False, branches).items():
     computation = module.computations[name]
     if count:
       total += count * sum(_traffic(module, computation, one) for one in computation.instructions)
@@ -237,7 +240,7 @@ class Collective:
   kind: str
   bytes: int  # of the whole array: gathered, or before it is scattered
   devices: int  # in one of its groups
-  times: int
+  times: float
 
   @property
   def received(self) -> float:
@@ -248,10 +251,12 @@ class Collective:
     return self.times * self.bytes * (2 * share if self.kind == "all-reduce" else share)
 
 
-def collectives(module: Module, dynamic_trips: int = 0) -> list[Collective]:
+def collectives(
+  module: Module, dynamic_trips: float = 0, branches: bool = False
+) -> list[Collective]:
   """Every collective, once a channel: the parts of an asynchronous one share their channel."""
   found: dict[str, Collective] = {}
-  for name, times in executions(module, dynamic_trips, fusions=True).items():
+  for name, times in executions(module, dynamic_trips, True, branches).items():
     computation = module.computations[name]
     for one in computation.instructions:
       kind = one.opcode.removesuffix("-start")
@@ -273,10 +278,12 @@ def collectives(module: Module, dynamic_trips: int = 0) -> list[Collective]:
   return list(found.values())
 
 
-def collective_bytes(module: Module, dynamic_trips: int = 0) -> dict[str, float]:
+def collective_bytes(
+  module: Module, dynamic_trips: float = 0, branches: bool = False
+) -> dict[str, float]:
   """Bytes that reach one device, by kind."""
   totals: dict[str, float] = collections.defaultdict(float)
-  for one in collectives(module, dynamic_trips):
+  for one in collectives(module, dynamic_trips, branches):
     totals[one.kind] += one.received
   return {kind: total for kind, total in totals.items() if total}
 

@@ -164,16 +164,19 @@ def trips(module: Module, condition: str) -> int | None:
   return constants[0] if len(constants) == 1 else None
 
 
-def executions(module: Module, dynamic_trips: int, fusions: bool) -> dict[str, int]:
+def executions(
+  module: Module, dynamic_trips: float, fusions: bool, branches: bool = False
+) -> dict[str, float]:
   """How often each computation runs.
 
-  Of a conditional the branches count as never run: in the programs here they hold only sampling's
-  optional truncation and work that one platform does not do. `fusions` also visits the insides of
+  Of a conditional the branches count as never run: where programs sample they hold only optional
+  truncation and work that one platform does not do. With `branches` each counts as run once: in an
+  update one does the optimizer's work and the other has none. `fusions` also visits the insides of
   fusions, where collectives may stand.
   """
-  times: dict[str, int] = collections.Counter()
+  times: dict[str, float] = collections.defaultdict(float)
 
-  def visit(name: str, count: int) -> None:
+  def visit(name: str, count: float) -> None:
     times[name] += count
     for one in module.computations[name].instructions:
       if one.opcode == "while":
@@ -182,6 +185,10 @@ def executions(module: Module, dynamic_trips: int, fusions: bool) -> dict[str, i
         runs = count * (dynamic_trips if known is None else known)
         visit(body, runs)
         visit(condition, runs)
+      elif one.opcode == "conditional" and branches:
+        names = ("branch_computations", "true_computation", "false_computation")
+        for callee in one.called(*names):
+          visit(callee, count)
       elif one.opcode == "call" or (one.opcode == "fusion" and fusions):
         for callee in one.called("to_apply", "calls"):
           visit(callee, count)
@@ -195,6 +202,6 @@ def executions(module: Module, dynamic_trips: int, fusions: bool) -> dict[str, i
 
 def scheduled_arrays(module: Module) -> Iterator[Array]:
   """Every array in HBM that an instruction of the schedule makes (not those inside fusions)."""
-  for name in executions(module, dynamic_trips=1, fusions=False):
+  for name in executions(module, dynamic_trips=1, fusions=False, branches=True):
     for one in module.computations[name].instructions:
       yield from (array for array in one.arrays if array.in_hbm)

@@ -17,16 +17,19 @@ import numpy as np
 
 from pasmr_jax import Config
 from pasmr_jax.experiment import setup
+from pasmr_jax.experiment.checkpoint import abstract_params
 from pasmr_jax.experiment.planning_compile import Program
 from pasmr_jax.experiment.planning_workload import Workload
-from pasmr_jax.feedback.rewards import needs_pivot_answers
 from pasmr_jax.learning import losses
+from pasmr_jax.learning.logprobs import chunk_size
 from pasmr_jax.learning.update import Learner, TrainState
+from pasmr_jax.models import lora
 from pasmr_jax.models.config import TransformerConfig
-from pasmr_jax.models.transformer import param_shapes
+from pasmr_jax.models.transformer import as_computed, param_shapes
 from pasmr_jax.parallel import mesh as meshes
 from pasmr_jax.parallel import rules
-from pasmr_jax.rollout.engine import Engine, generate
+from pasmr_jax.rollout import slots
+from pasmr_jax.rollout.engine import Engine
 from pasmr_jax.rollout.sampling import make_sampling
 
 
@@ -42,33 +45,56 @@ class Planner:
   @functools.cached_property
   def params(self) -> Any:
     """Abstract parameters as training holds them."""
-    return self._params(rules.TRAINING, self.model.param_dtype)
+    return self._params(self.model, rules.TRAINING, self.model.param_dtype)
 
   @functools.cached_property
   def decoded_params(self) -> Any:
     """Abstract parameters as `Engine.lay_out` gives them."""
-    return self._params(rules.DECODING, self.model.dtype)
+    return self._params(self.engine.decoding, rules.DECODING, self.model.dtype)
 
-  def _params(self, table: rules.Rules, dtype: str) -> Any:
-    shardings = meshes.param_shardings(self.model, self.mesh, table)
+  def _params(self, model: TransformerConfig, table: rules.Rules, dtype: str) -> Any:
+    shardings = meshes.param_shardings(model, self.mesh, table)
     return jax.tree.map(
       lambda shape, sharding: jax.ShapeDtypeStruct(
         shape.shape, jnp.dtype(dtype), sharding=sharding
       ),
-      param_shapes(self.model),
+      param_shapes(model),
       shardings,
     )
 
   @functools.cached_property
+  def adapters(self) -> Any | None:
+    """Abstract adapters of pam and srl as training holds them; None without."""
+    if not self.config.lora.rank:
+      return None
+    settings = setup.lora_settings(self.config)
+    shapes = lora.adapter_shapes(param_shapes(self.model), settings)
+    shardings = meshes.adapter_shardings(self.model, self.mesh, rules.TRAINING, settings)
+    return abstract_params(shapes, shardings)
+
+  @functools.cached_property
+  def reference(self) -> Any:
+    """Abstract frozen parameters of stage 1."""
+    if self.adapters is not None:
+      return self.adapters
+    shapes = jax.eval_shape(lambda params: as_computed(params, self.model), self.params)
+    return abstract_params(shapes, jax.tree.map(lambda leaf: leaf.sharding, self.params))
+
+  @functools.cached_property
   def copied(self) -> list[Any]:
-    """The parameters that `Engine.lay_out` copies; others it gives back as they are."""
-    pairs = zip(jax.tree.leaves(self.params), jax.tree.leaves(self.decoded_params), strict=True)
-    return [
-      held
-      for held, laid_out in pairs
-      if held.dtype != laid_out.dtype
-      or not held.sharding.is_equivalent_to(laid_out.sharding, held.ndim)
-    ]
+    """The parameters that laying out copies, or adds adapters to; others are what they were."""
+    laid_out = dict(jax.tree_util.tree_leaves_with_path(self.decoded_params))
+    adapted = jax.tree_util.tree_leaves_with_path(self.adapters)
+    with_adapters = {path[:-1] for path, _ in adapted}
+
+    def as_it_was(path, leaf) -> bool:
+      laid = laid_out.get(path)  # layers that were taken apart have other paths
+      if laid is None or leaf.dtype != laid.dtype or path in with_adapters:
+        return False
+      return leaf.sharding.is_equivalent_to(laid.sharding, leaf.ndim)
+
+    held = jax.tree_util.tree_leaves_with_path(self.params)
+    return [leaf for path, leaf in held if not as_it_was(path, leaf)]
 
   def programs(self) -> Iterator[Program]:
     """Every program of the configuration's stages, cheapest to compile first."""
@@ -76,7 +102,8 @@ class Planner:
     if "srl" in stages:
       if self.copied:
         yield self.reshard()
-      yield from self.rollouts()
+      yield self.prefill()
+      yield self.decode()
       if self._scores():
         yield self.score()
     yield from (self.supervised(stage) for stage in stages if stage != "srl")
@@ -92,11 +119,10 @@ class Planner:
     return Program(
       name=f"{stage} update",
       function=Learner.update_supervised,
+      branches=True,
       arguments=(learner, state, batch),
       parts=self._parts(state),
-      **self._logits(
-        settings.batch_size // settings.microbatches, min(learner.chunk, settings.max_length - 1)
-      ),
+      **self._scored(learner, (settings.batch_size, settings.max_length)),
       tokens=settings.batch_size * settings.max_length,
     )
 
@@ -112,17 +138,22 @@ class Planner:
       old_logprobs=self._rows(shape, jnp.float32) if inner > 1 else None,
       reference_logprobs=self._rows(shape, jnp.float32) if srl.kl_coef > 0 else None,
     )
+    scored = self._scored(learner, shape, self._response_share())
     rehearsal = None
     if srl.rehearsal_weight > 0:
-      rehearsal = self._sequences(srl.rehearsal_rows, self.config.pam.max_length)
+      rehearsed = (srl.rehearsal_rows, self.config.pam.max_length)
+      rehearsal = self._sequences(*rehearsed)
+      # Two loops of about equal turns, which a program counts alike: the mean of their numbers.
+      scored["trips"] = (scored["trips"] + self._scored(learner, rehearsed)["trips"]) / 2
     settings = losses.policy_settings(srl)
     return Program(
       name="srl update",
       function=Learner.update_policy,
+      branches=True,
       arguments=(learner, state, batch, rehearsal, settings, np.float32(srl.rehearsal_weight)),
       parts=self._parts(state),
       resident=self._reference(decoded=True),
-      **self._logits(load.update_rows // srl.microbatches, learner.chunk),
+      **scored,
       calls=inner,
       tokens=math.prod(shape),
     )
@@ -133,15 +164,17 @@ class Planner:
     learner, state = self._learner("srl"), self._state("srl")
     batch = self._sequences(load.update_rows, load.update_length)
     beside = {"moments": state.opt_state, "moving average": state.average}
-    if srl.kl_coef > 0:  # the policy's stand beside the reference's
-      beside["policy"] = self.params
+    scored = state.whole()
+    if srl.kl_coef > 0:  # the reference's, beside which the policy's stand
+      scored = state.whole(self.reference)
+      beside["policy"] = state.params
     return Program(
       name="score",
       function=Learner.score,
-      arguments=(learner, self.params, batch, np.float32(srl.temperature)),
-      parts={"parameters": self.params},
+      arguments=(learner, scored, batch, np.float32(srl.temperature)),
+      parts={"parameters": scored},
       resident=beside | self._decoded_reference(),
-      **self._logits(load.update_rows // srl.microbatches, learner.chunk),
+      **self._scored(learner, (load.update_rows, load.update_length), self._response_share()),
       calls=self._scores(),
       tokens=load.update_rows * load.update_length,
     )
@@ -153,69 +186,100 @@ class Planner:
 
   # Sampling.
 
-  def reshard(self) -> Program:
-    engine = Engine(
-      config=self.model,
-      mesh=self.mesh,
-      shardings=jax.tree.map(lambda leaf: leaf.sharding, self.decoded_params),
-      valid_vocab=self.model.vocab_size,
-      prompt_bucket=self.config.rollout.prompt_bucket,
-      max_rows=self.config.rollout.max_rows,
+  @functools.cached_property
+  def engine(self) -> Engine:
+    return setup.make_engine(
+      self.config, self.model, self.mesh, self.model.vocab_size, self.config.rollout.slots
     )
+
+  def reshard(self) -> Program:
     state = self._state("srl")
+
+    def lay_out(params):
+      return self.engine.lay_out(lora.merged(params, self.model.dtype))
+
     return Program(
       name="reshard",
-      function=jax.jit(engine.lay_out, out_shardings=engine.shardings),
-      arguments=(self.params,),
-      parts={"parameters": self.params, "parameters laid out": self.decoded_params},
+      function=jax.jit(lay_out, out_shardings=self.engine.shardings),
+      arguments=(state.whole(),),
+      parts={"parameters": state.whole(), "parameters laid out": self.decoded_params},
       resident={"moments": state.opt_state, "moving average": state.average}
       | self._reference(decoded=True),
       calls=2 if self.config.feedback.teacher == "ema" else 1,
     )
 
-  def rollouts(self) -> Iterator[Program]:
-    srl, feedback, load = self.config.srl, self.config.feedback, self.workload
-    sizes = (load.prompts, srl.group_size, srl.max_new_tokens)
-    yield self._generate("rollout", *sizes, srl.temperature, load.calls)
-    if needs_pivot_answers(feedback.source, srl.credit):
-      sizes = (load.pivot_prompts, feedback.pivot_samples, srl.max_pivot_tokens)
-      yield self._generate("pivot", *sizes, feedback.pivot_temperature, load.pivot_calls)
-
-  def _generate(
-    self, name: str, prompts: int, samples: int, new: int, temperature: float, calls: int
-  ) -> Program:
-    srl, load, state = self.config.srl, self.workload, self._state("srl")
-    key = jax.eval_shape(lambda: jax.random.key(0)).dtype
-    beside = {"policy": self.copied, "moments": state.opt_state, "moving average": state.average}
-    beside |= self._reference(decoded=False)
-    if name == "pivot" and self.config.feedback.teacher != "policy":
-      beside["policy laid out"] = self.decoded_params
-    elif name == "rollout":
-      beside |= self._decoded_reference()
+  def prefill(self) -> Program:
+    load = self.workload
+    rows = load.prefill_prompts
+    numbers = self._rows((rows,), jnp.int32)
+    width = jax.eval_shape(lambda: jax.random.key_data(jax.random.key(0))).shape
     return Program(
-      name=name,
-      function=generate,
+      name="prefill",
+      function=slots.prefill,
       arguments=(
         self.decoded_params,
-        self._rows((prompts, load.prompt_length), jnp.int32),
-        self._rows((prompts,), jnp.int32),
-        self._rows((prompts * samples,), key),
-        make_sampling(temperature, (1,), srl.top_k, srl.top_p, srl.min_p),
+        self._rows((rows, load.prompt_length), jnp.int32),
+        numbers,
+        self._rows((rows, *width), jnp.uint32),
+        numbers,
+        jax.tree.map(
+          lambda leaf: self._rows((rows, *leaf.shape), leaf.dtype), make_sampling(1.0, (1,))
+        ),
+        numbers,
       ),
+      keywords={"config": self.engine.decoding, "mesh": self.mesh},
+      parts={"parameters": self.decoded_params},
+      resident=self._beside_sampling() | {"cache": self._slots().cache},
+      calls=load.prefills,
+      tokens=rows * load.prompt_length,
+    )
+
+  def decode(self) -> Program:
+    load, held = self.workload, self._slots()
+    steps = self.config.rollout.refill_steps
+    return Program(
+      name="decode",
+      function=slots.decode,
+      arguments=(self.decoded_params, held),
       keywords={
-        "config": self.model,
-        "samples": samples,
-        "max_new_tokens": new,
+        "config": self.engine.decoding,
+        "mesh": self.mesh,
+        "steps": steps,
         "valid_vocab": self.model.vocab_size,
       },
-      parts={"parameters": self.decoded_params},
-      resident=beside,
-      **self._logits(prompts * samples, 1),
-      cache=(self.model.num_layers, load.prompt_length + new),
-      calls=calls,
-      tokens=prompts * samples * new,
-      prompt_tokens=prompts * load.prompt_length,
-      decoded=new,
+      parts={"parameters": self.decoded_params, "cache": held.cache},
+      resident=self._beside_sampling(),
+      vocabulary=self._vocabulary,
+      logits=load.slots * self._vocabulary // self.mesh.shape["fsdp"],
+      calls=load.decodes,
+      tokens=load.slots * steps,
+      trips=steps,
+    )
+
+  def _beside_sampling(self) -> dict[str, Any]:
+    """What is on the devices while responses and solutions are sampled."""
+    state = self._state("srl")
+    beside = {"policy": self.copied, "moments": state.opt_state, "moving average": state.average}
+    return beside | {"adapters": self.adapters} | self._reference(decoded=True)
+
+  def _slots(self) -> slots.Slots:
+    rollout, model = self.config.rollout, self.engine.decoding
+    shapes = jax.eval_shape(
+      functools.partial(
+        slots.empty,
+        config=model,
+        mesh=self.mesh,
+        rows=self.workload.slots,
+        length=self.workload.row_length,
+        steps=rollout.refill_steps,
+        max_stop_ids=make_sampling(1.0, (1,)).stop_ids.size,
+        dtype=rollout.cache_dtype or model.dtype,
+      )
+    )
+    leaves, structure = jax.tree.flatten(shapes)
+    return structure.unflatten(
+      jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
+      for leaf, sharding in zip(leaves, slots.shardings(shapes, self.mesh, model), strict=True)
     )
 
   # Abstract arguments.
@@ -224,19 +288,22 @@ class Planner:
     return setup.make_learner(self.config, stage, self.model, self.model.vocab_size)
 
   def _state(self, stage: str) -> TrainState:
-    learner = self._learner(stage)
+    learner, trained, frozen = self._learner(stage), self.params, None
+    if self.adapters is not None and stage != "base":
+      trained = self.adapters
+      frozen = lora.Frozen(self.params, setup.lora_settings(self.config), origin="")
     moments = jax.tree.map(
       lambda shape, sharding: jax.ShapeDtypeStruct(shape.shape, shape.dtype, sharding=sharding),
-      jax.eval_shape(learner.optimizer.init, self.params),
-      learner.opt_shardings(self.params),
+      jax.eval_shape(learner.optimizer.init, trained),
+      learner.opt_shardings(trained),
     )
     step: Any = jax.ShapeDtypeStruct((), jnp.int32, sharding=meshes.replicated(self.mesh))
     averaged = stage == "srl" and self.config.feedback.teacher == "ema"
-    return TrainState(step, self.params, moments, self.params if averaged else None)
+    return TrainState(step, trained, moments, trained if averaged else None, frozen)
 
   def _parts(self, state: TrainState) -> dict[str, Any]:
     return {
-      "parameters": state.params,
+      "parameters": state.whole(),
       "moments": state.opt_state,
       "gradients": state.params,
       "moving average": state.average,
@@ -244,7 +311,7 @@ class Planner:
 
   def _reference(self, decoded: bool) -> dict[str, Any]:
     """The frozen stage-1 parameters, where a step needs them."""
-    held = {"reference": self.params} if setup.needs_reference(self.config) else {}
+    held = {"reference": self.reference} if setup.needs_reference(self.config) else {}
     return held | (self._decoded_reference() if decoded else {})
 
   def _decoded_reference(self) -> dict[str, Any]:
@@ -259,10 +326,29 @@ class Planner:
     """An abstract array split by rows, where an array is expected."""
     return jax.ShapeDtypeStruct(shape, dtype, sharding=meshes.batch_sharding(self.mesh))
 
-  def _logits(self, rows: int, tokens: int) -> dict[str, Any]:
-    """The vocabulary of one device, and its logits of so many tokens of so many rows."""
+  @property
+  def _vocabulary(self) -> int:
+    """Logits of a token on one device."""
     vocabulary, tensor = self.model.vocab_size, self.mesh.shape["tensor"]
-    if vocabulary % tensor == 0:
-      vocabulary //= tensor
-    logits = rows * tokens * vocabulary // self.mesh.shape["fsdp"]
-    return {"vocabulary": vocabulary, "logits": logits}
+    return vocabulary if vocabulary % tensor else vocabulary // tensor
+
+  def _response_share(self) -> float:
+    """Of an SRL row's tokens, where prompts and responses are at their limits."""
+    srl = self.config.srl
+    return srl.max_new_tokens / (srl.max_prompt_length + srl.max_new_tokens)
+
+  def _scored(self, learner: Learner, shape: tuple[int, int], share: float = 1.0) -> dict[str, Any]:
+    """The logits that one device has at a time, and how many such chunks a microbatch has.
+
+    Args:
+      learner: of the program.
+      shape: rows and tokens of its whole batch.
+      share: of the tokens that have a weight.
+    """
+    tokens = math.prod(shape) // (learner.microbatches * self.mesh.shape["fsdp"])
+    size = chunk_size(tokens, self._vocabulary, learner.chunk)
+    return {
+      "vocabulary": self._vocabulary,
+      "logits": size * self._vocabulary,
+      "trips": math.ceil(share * tokens / size),
+    }

@@ -59,8 +59,8 @@ def _heading(report: Mapping[str, Any]) -> str:
   if any(_of_a_step(program) for program in report["programs"]):
     load = report["workload"]
     lines.append(
-      f"An SRL step: rollouts of {load['prompts']} prompts x {load['calls']}, up to"
-      f" {load['pivot_prompts']} translations x {load['pivot_calls']}, and updates on"
+      f"An SRL step: {load['prefills']} batches of {load['prefill_prompts']} prompts,"
+      f" {load['decodes']} calls of the decoder on {load['slots']} slots, and updates on"
       f" {load['update_rows']} packed rows of {load['update_length']} tokens: the most that the"
       f" configuration allows, prompts and responses {report['fill']:.0%} of their limits long."
     )
@@ -159,7 +159,11 @@ def _keys(filled: str, program: str, config: Config) -> Iterator[str]:
     if config.model.param_dtype == "float32":
       yield "model.param_dtype=bfloat16"
   if filled == "moments" and config[stage].optimizer.name == "adamw":
-    yield f"{stage}.optimizer.name=adafactor or lion"
+    yield f"{stage}.optimizer.name=adafactor, lion or muon"
+    if (config[stage].optimizer.moment_dtype or config.model.param_dtype) == "float32":
+      yield f"{stage}.optimizer.moment_dtype=bfloat16"
+  if filled in ("gradients", "moments", "reference") and not config.lora.rank and stage != "base":
+    yield "lora.rank=16"
   if filled == "moving average":
     yield "feedback.teacher=policy"
   if filled.startswith("reference"):
@@ -171,6 +175,9 @@ def _keys(filled: str, program: str, config: Config) -> Iterator[str]:
     length = "srl.row_length" if stage == "srl" else f"{stage}.max_length"
     yield f"a smaller {length}"
   sampled = filled in ("cache", "logits") or filled.startswith("activations")
-  if sampled and program in ("rollout", "pivot"):
-    yield f"rollout.max_rows below {config.rollout.max_rows or 'all rows'}"
+  if sampled and program == "prefill":
+    yield f"rollout.prefill_prompts below {config.rollout.prefill_prompts}"
+  if sampled and program == "decode":
+    yield f"rollout.slots below {config.rollout.slots or 'all rows'}"
+    yield "rollout.cache_dtype=bfloat16"
     yield "smaller srl.max_prompt_length and srl.max_new_tokens"

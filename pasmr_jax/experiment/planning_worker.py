@@ -139,8 +139,7 @@ class Worker:
     for stage in self.config.stages:
       if stage == "srl":
         found["srl.microbatches"] = largest(self._fits_policy, 1)
-        prompts = largest(self._fits_rollout, 1)
-        found["rollout.max_rows"] = prompts * self.config.srl.group_size
+        found["rollout.slots"] = largest(self._fits_decode, 1)
       else:
         found[f"{stage}.microbatches"] = largest(lambda n, s=stage: self._fits_update(s, n), 1)
     return found
@@ -159,11 +158,11 @@ class Worker:
     program = dataclasses.replace(planner, workload=load).policy()
     return self._compile(program, f" {rows} rows")["fits"]
 
-  def _fits_rollout(self, prompts: int) -> bool:
+  def _fits_decode(self, slots: int) -> bool:
     planner = self.planner(self.config)
-    load = dataclasses.replace(planner.workload, prompts=prompts * self.mesh.shape["fsdp"])
-    program = next(dataclasses.replace(planner, workload=load).rollouts())
-    return self._compile(program, f" {prompts} prompts")["fits"]
+    load = dataclasses.replace(planner.workload, slots=slots * self.mesh.shape["fsdp"])
+    program = dataclasses.replace(planner, workload=load).decode()
+    return self._compile(program, f" {slots} slots")["fits"]
 
   def _compile(self, program: Any, note: str = "") -> dict[str, Any]:
     print(f"{self.topology}: compiling {program.name}{note}", file=sys.stderr, flush=True)

@@ -8,7 +8,7 @@ import dataclasses
 import math
 
 from pasmr_jax import Config
-from pasmr_jax.rollout.engine import padded_size, prompts_a_chunk
+from pasmr_jax.feedback.rewards import needs_pivot_answers
 from pasmr_jax.stages.self_feedback import row_length
 
 
@@ -18,11 +18,12 @@ class Workload:
 
   update_rows: int  # packed rows of one optimizer step
   update_length: int  # tokens a row
-  prompt_length: int  # slots of a prompt while sampling
-  prompts: int  # decoded together, `group_size` responses each
-  calls: int  # of the rollout a step
-  pivot_prompts: int  # translations solved together, `pivot_samples` each
-  pivot_calls: int
+  prompt_length: int  # that prompts are computed at
+  row_length: int  # tokens of a row while sampling, prompt included
+  slots: int  # rows decoded together
+  prefill_prompts: int  # computed together
+  prefills: int  # calls of a step
+  decodes: int
 
 
 def workload(config: Config, fsdp: int, fill: float) -> Workload:
@@ -32,7 +33,7 @@ def workload(config: Config, fsdp: int, fill: float) -> Workload:
     config: the whole configuration.
     fsdp: devices that rows are split over.
     fill: mean length of prompt and response over the limits, above 0 and at most 1. It decides how
-      many share a packed row, and nothing else.
+      many share a packed row and how many tokens are drawn, and nothing else.
   """
   srl, feedback = config.srl, config.feedback
   longest = srl.max_prompt_length + srl.max_new_tokens
@@ -40,27 +41,28 @@ def workload(config: Config, fsdp: int, fill: float) -> Workload:
   responses = (srl.update_rows or srl.questions * srl.group_size) // srl.inner_batches
   a_row = max(1, int(length / (fill * longest)))
   rows = -(-responses // a_row)
-  bucket = config.rollout.prompt_bucket
-  prompts, calls = decoded_together(srl.questions, srl.group_size, config.rollout.max_rows, fsdp)
-  translations = srl.questions * srl.group_size
-  pivot_prompts, pivot_calls = decoded_together(
-    translations, feedback.pivot_samples, config.rollout.max_rows, fsdp
+  rollout, questions = config.rollout, srl.questions
+  translations = 0
+  if needs_pivot_answers(feedback.source, srl.credit):
+    translations = questions * srl.group_size
+  prompt_length = -(-srl.max_prompt_length // rollout.prompt_bucket) * rollout.prompt_bucket
+  slots = min(rollout.slots or math.inf, questions * srl.group_size)
+  slots = -(-int(slots) // fsdp) * fsdp
+  prefill = -(-rollout.prefill_prompts // fsdp) * fsdp
+  drawn = fill * (
+    questions * srl.group_size * srl.max_new_tokens
+    + translations * feedback.pivot_samples * srl.max_pivot_tokens
   )
   return Workload(
     update_rows=-(-rows // srl.row_bucket) * srl.row_bucket,
     update_length=length,
-    prompt_length=-(-srl.max_prompt_length // bucket) * bucket,
-    prompts=prompts,
-    calls=calls,
-    pivot_prompts=pivot_prompts,
-    pivot_calls=pivot_calls,
+    prompt_length=prompt_length,
+    row_length=prompt_length + max(srl.max_new_tokens, srl.max_pivot_tokens),
+    slots=slots,
+    prefill_prompts=prefill,
+    prefills=-(-questions // prefill) + -(-translations // prefill),
+    decodes=math.ceil(drawn / (slots * rollout.refill_steps)),
   )
-
-
-def decoded_together(prompts: int, samples: int, max_rows: int, fsdp: int) -> tuple[int, int]:
-  """Prompts a call of `generate` as `Engine` forms them in one process, and calls for all."""
-  chunk = prompts_a_chunk(prompts, samples, max_rows, fsdp)
-  return padded_size(prompts, chunk, fsdp), -(-prompts // chunk)
 
 
 def adjust(config: Config, fsdp: int) -> list[str]:

@@ -16,6 +16,7 @@ import sys
 import tempfile
 from collections.abc import Sequence
 
+from pasmr_jax.experiment.reliability.storage import writing
 from pasmr_jax.experiment.report_page import page
 from pasmr_jax.experiment.report_reading import read_runs
 from pasmr_jax.parallel.processes import process_index
@@ -42,6 +43,11 @@ def build(workdirs: Sequence[pathlib.Path], path: pathlib.Path) -> None:
   """`write_report` for a program of its own: it does not touch the accelerator, which a run that
   still goes on holds."""
   text = page(read_runs(workdirs))
+  with writing(path, len(text)):
+    _write(path, text)
+
+
+def _write(path: pathlib.Path, text: str) -> None:
   path.parent.mkdir(parents=True, exist_ok=True)
   descriptor, partial = tempfile.mkstemp(".partial", f".{path.name}.", path.parent)
   try:

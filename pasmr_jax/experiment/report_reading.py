@@ -80,11 +80,14 @@ def read_run(workdir: pathlib.Path, name: str) -> Run:
   """Reads one directory; what is missing is empty."""
   notices: list[str] = []
   curves: dict[str, dict[str, Points]] = {}
+  skipped = 0
   for line in _json_lines(workdir / "metrics.jsonl", notices):
     stage, step = line.get("stage"), line.get("step")
     if not isinstance(stage, str) or not isinstance(step, int):
       continue
     infinite = []
+    notices += _alarms(stage, step, line)
+    skipped += bool(_number(line.get("skipped_updates")))
     for metric, value in line.items():
       number = _number(value)
       if isinstance(value, float) and number is None:
@@ -93,6 +96,8 @@ def read_run(workdir: pathlib.Path, name: str) -> Run:
         curves.setdefault(stage, {}).setdefault(metric, []).append((step, number))
     if infinite and len(notices) < MAX_NOTICES:
       notices.append(f"metrics.jsonl: {stage} step {step}: not finite: {', '.join(infinite)}")
+  if skipped:
+    notices.append(f"metrics.jsonl: {skipped} steps with an update that was skipped (not finite)")
   return Run(
     name=name,
     curves=curves,
@@ -100,6 +105,18 @@ def read_run(workdir: pathlib.Path, name: str) -> Run:
     rollouts=[rollout(line) for line in _json_lines(workdir / "rollouts.jsonl", notices)],
     notices=tuple(notices),
   )
+
+
+def _alarms(stage: str, step: int, line: Mapping[str, Any]) -> Iterator[str]:
+  """The collapse alarms of a line, each in a sentence."""
+  for metric, value in line.items():
+    lost = _number(value)
+    if metric.startswith("alarm/") and lost is not None:
+      name = metric.removeprefix("alarm/")
+      yield (
+        f"ALARM: {stage} step {step}: agreement rose while {name} lost {100 * lost:.0f} % of its"
+        " best (docs/operations.md)"
+      )
 
 
 def _json_lines(path: pathlib.Path, notices: list[str]) -> Iterator[dict[str, Any]]:

@@ -3,17 +3,24 @@
 `Run` holds what lasts (mesh, model, tokenizer, questions); `Run.make_stage` builds a stage;
 `Run.start` gives its state: the newest checkpoint's, or a new one from the parameters the stage
 begins with (`start_params`: the stage before, another run, pretrained weights, or random ones).
+
+With `config.lora` the stages pam and srl train one set of adapters, handed from stage to stage, on
+the weights that the first of them begins with. An `origin` names those weights in each checkpoint,
+as 'checkpoint:FOLDER', 'pretrained:NAME' or 'seed:NUMBER', and they are read from there again.
 """
 
+import contextlib
 import dataclasses
 import math
 import pathlib
 import sys
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
+import numpy as np
 
 from pasmr_jax import Config
 from pasmr_jax.data import synthetic
@@ -23,13 +30,14 @@ from pasmr_jax.data.questions import Question
 from pasmr_jax.experiment.checkpoint import Checkpoints, Progress, abstract_params
 from pasmr_jax.learning.optim import make_optimizer
 from pasmr_jax.learning.update import Learner, TrainState
-from pasmr_jax.models import pretrained
+from pasmr_jax.models import lora, pretrained
 from pasmr_jax.models.config import COMPUTED, TransformerConfig
-from pasmr_jax.models.transformer import init_params, param_shapes
+from pasmr_jax.models.transformer import as_computed, init_params, output_table, param_shapes
 from pasmr_jax.parallel import rules
-from pasmr_jax.parallel.mesh import make_mesh, param_shardings
+from pasmr_jax.parallel.mesh import adapter_shardings, make_mesh, param_shardings, replicated
 from pasmr_jax.parallel.processes import process_count, process_index
-from pasmr_jax.rollout.engine import Engine, stable_id
+from pasmr_jax.rollout.engine import Engine
+from pasmr_jax.rollout.requests import stable_id
 from pasmr_jax.stages.self_feedback import SelfFeedbackStage
 from pasmr_jax.stages.supervised import SupervisedStage, examples
 from pasmr_jax.text import prompts
@@ -57,31 +65,93 @@ class Run:
   shardings: Any  # of parameters in training
   pools: dict[str, list[Question]]  # every pool that a stage or an evaluation uses
 
-  def engine(self, max_rows: int) -> Engine:
-    return Engine(
-      config=self.model,
-      mesh=self.mesh,
-      shardings=param_shardings(self.model, self.mesh, rules.DECODING),
-      valid_vocab=self.tokenizer.vocab_size,
-      prompt_bucket=self.config.rollout.prompt_bucket,
-      max_rows=max_rows,
-    )
+  def engine(self, slots: int) -> Engine:
+    return make_engine(self.config, self.model, self.mesh, self.tokenizer.vocab_size, slots)
 
   # Parameters a stage begins with.
 
   def start_params(self, stage: str) -> Any:
-    """Parameters at step 0 of `stage`, the same at every call."""
+    """All parameters at step 0 of `stage`, the same at every call."""
+    return self._load(self._origin(stage), self.workdir)
+
+  def _origin(self, stage: str) -> str:
+    """Names what `start_params` gives."""
     place = self.config.stages.index(stage)
     if place > 0:
-      return self.checkpoint_params(self.config.stages[place - 1], "last")[0]
+      before = self.config.stages[place - 1]
+      return f"checkpoint:checkpoints/{before}/{self._newest(self.workdir, before)}"
     if self.config.init_from:
-      other = pathlib.Path(self.config.init_from)
-      return self.checkpoint_params(last_stage(other), "last", other)[0]
+      other = pathlib.Path(self.config.init_from).absolute()
+      last = last_stage(other)
+      return f"checkpoint:{other}/checkpoints/{last}/{self._newest(other, last)}"
     if self.config.model.pretrained:
+      return f"pretrained:{base_model(self.config)}"
+    return f"seed:{self.config.seed}"
+
+  def _newest(self, workdir: pathlib.Path, stage: str) -> int:
+    with self._reading(workdir, stage) as checkpoints:
+      return checkpoints.find("last")
+
+  def _load(self, origin: str, workdir: pathlib.Path) -> Any:
+    """What an origin names; folders are relative to `workdir`."""
+    kind, _, name = origin.partition(":")
+    if kind == "checkpoint":
+      folder = workdir / name
+      return self.checkpoint_params(folder.parent.name, folder.name, folder.parents[2])[0]
+    if kind == "pretrained":
+      found = base_model(self.config)
+      if found != name:
+        raise ValueError(f"model.pretrained is {found!r}; expected {name!r}, that adapters are for")
       return self.pretrained_params()
-    key = jax.random.fold_in(jax.random.key(self.config.seed), stable_id("parameters"))
+    key = jax.random.fold_in(jax.random.key(int(name)), stable_id("parameters"))
     initialize = jax.jit(lambda key: init_params(self.model, key), out_shardings=self.shardings)
     return initialize(key)
+
+  def start_trained(self, stage: str) -> Any:
+    """What the stage trains, at step 0: all parameters, or adapters."""
+    if not self.has_adapters(stage):
+      return self.start_params(stage)
+    before = self.config.stages[: self.config.stages.index(stage)]
+    if any(self.has_adapters(earlier) for earlier in before):
+      return self.checkpoint_adapters(before[-1], "last")[0]
+    settings = lora_settings(self.config)
+    shapes = lora.adapter_shapes(param_shapes(self.model), settings)
+    shardings = adapter_shardings(self.model, self.mesh, rules.TRAINING, settings)
+    key = jax.random.fold_in(jax.random.key(self.config.seed), stable_id("adapters"))
+    return jax.jit(lambda key: lora.init_adapters(shapes, key), out_shardings=shardings)(key)
+
+  def has_adapters(self, stage: str) -> bool:
+    """Whether a stage trains adapters; the built-in corpus' base model is made whole."""
+    return self.config.lora.rank > 0 and stage != "base"
+
+  def _frozen(self) -> lora.Frozen:
+    """The weights under this run's adapters."""
+    first = next(stage for stage in self.config.stages if self.has_adapters(stage))
+    origin = self._origin(first)
+    params = self._load(origin, self.workdir)
+    self._check_delimiters(params)
+    return lora.Frozen(params, lora_settings(self.config), origin)
+
+  def _check_delimiters(self, params: Any) -> None:
+    """Raises ValueError if delimiters have rows that nothing was learned for: adapters keep them.
+
+    Some vocabularies (Llama 3's) have reserved tokens whose rows are all but zero, and so is then
+    the logit of each of them.
+    """
+    ids = [*self.tokenizer.open_ids, *self.tokenizer.close_ids]
+    table = output_table(params, self.model)
+    measure = jax.jit(
+      lambda table: jnp.abs(table.astype(jnp.float32)).mean(axis=1),
+      out_shardings=replicated(self.mesh),
+    )
+    sizes = np.asarray(measure(table))
+    if sizes[ids].min() < 0.1 * np.median(sizes):
+      raise ValueError(
+        f"tokenizer.open and tokenizer.close are {self.tokenizer.open_delimiter!r} and"
+        f" {self.tokenizer.close_delimiter!r}, whose embeddings were never trained and with"
+        f" lora.rank={self.config.lora.rank} never are; expected other tokens or texts, such as"
+        " '<pivot>' and '</pivot>' with tokenizer.delimiters=tags"
+      )
 
   def pretrained_params(self) -> Any:
     """Those of model.pretrained, with rows for delimiters that its vocabulary lacks."""
@@ -97,7 +167,7 @@ class Run:
   def checkpoint_params(
     self, stage: str, which: str, workdir: pathlib.Path | None = None
   ) -> tuple[Any, int]:
-    """Parameters of a checkpoint, and its step.
+    """All parameters of a checkpoint, adapters merged into theirs, and its step.
 
     Args:
       stage: its stage.
@@ -108,10 +178,41 @@ class Run:
       ValueError: there is no such checkpoint, or it is of another model.
     """
     workdir = self.workdir if workdir is None else workdir
+    with self._reading(workdir, stage) as checkpoints:
+      step = checkpoints.find(which)
+      found = checkpoints.adapters(step)
+      if found is None:
+        return checkpoints.restore_params(self.abstract_params(), self.model, step), step
+    adapters, settings, origin, step = self.checkpoint_adapters(stage, str(step), workdir)
+    base = self._load(origin, workdir)
+    return lora.merged(lora.Adapted(base, adapters, settings.scale)), step
+
+  def checkpoint_adapters(
+    self, stage: str, which: str, workdir: pathlib.Path | None = None
+  ) -> tuple[Any, lora.LoraSettings, str, int]:
+    """The adapters of a checkpoint, their settings, their base's origin, and its step.
+
+    Takes what `checkpoint_params` takes.
+
+    Raises:
+      ValueError: there is no such checkpoint, it is of another model, or it has no adapters.
+    """
+    with self._reading(self.workdir if workdir is None else workdir, stage) as checkpoints:
+      step = checkpoints.find(which)
+      found = checkpoints.adapters(step)
+      if found is None:
+        raise ValueError(f"{checkpoints.directory / str(step)} holds all weights, not adapters")
+      settings, origin = found
+      shapes = lora.adapter_shapes(param_shapes(self.model), settings)
+      shardings = adapter_shardings(self.model, self.mesh, rules.TRAINING, settings)
+      abstract = abstract_params(shapes, shardings)
+      return checkpoints.restore_params(abstract, self.model, step), settings, origin, step
+
+  @contextlib.contextmanager
+  def _reading(self, workdir: pathlib.Path, stage: str) -> Iterator[Checkpoints]:
     checkpoints = Checkpoints(workdir, stage, self.config.checkpoint, read_only=True)
     try:
-      step = checkpoints.find(which)
-      return checkpoints.restore_params(self.abstract_params(), self.model, step), step
+      yield checkpoints
     finally:
       checkpoints.close()
 
@@ -123,7 +224,8 @@ class Run:
   def start(self, stage: Stage, checkpoints: Checkpoints) -> tuple[TrainState, Progress]:
     """The stage's newest checkpoint, its data put back in place; or step 0."""
     average = isinstance(stage, SelfFeedbackStage) and self.config.feedback.teacher == "ema"
-    state = stage.learner.init(self.start_params(stage.name), average)
+    frozen = self._frozen() if self.has_adapters(stage.name) else None
+    state = stage.learner.init(self.start_trained(stage.name), average, frozen)
     if checkpoints.latest_step() is None:
       return state, Progress()
     state, data, progress = checkpoints.restore(state, self.model)
@@ -184,15 +286,20 @@ class Run:
     return SelfFeedbackStage(
       config=config,
       learner=self._learner("srl"),
-      engine=self.engine(config.rollout.max_rows),
+      engine=self.engine(config.rollout.slots),
       tokenizer=self.tokenizer,
       mesh=self.mesh,
-      reference=self.start_params("srl") if needs_reference(config) else None,
+      reference=self._reference() if needs_reference(config) else None,
       questions=question_iterator(
         questions, srl.questions, self._seed("srl questions"), process_index(), process_count()
       ),
       rehearsal=rehearsal,
     )
+
+  def _reference(self) -> Any:
+    """What self-feedback began with: its adapters, or all weights in the compute dtype."""
+    params = self.start_trained("srl")
+    return params if self.has_adapters("srl") else as_computed(params, self.model)
 
   def _learner(self, stage: str) -> Learner:
     return make_learner(self.config, stage, self.model, self.tokenizer.vocab_size)
@@ -249,6 +356,28 @@ def make_learner(config: Config, stage: str, model: TransformerConfig, valid_voc
   )
 
 
+def make_engine(
+  config: Config, model: TransformerConfig, mesh: jax.sharding.Mesh, valid_vocab: int, slots: int
+) -> Engine:
+  """What samples, `slots` rows at a time (0: all)."""
+  rollout = config.rollout
+  return Engine(
+    config=model,
+    mesh=mesh,
+    valid_vocab=valid_vocab,
+    prompt_bucket=rollout.prompt_bucket,
+    slots=slots,
+    prefill_prompts=rollout.prefill_prompts,
+    refill_steps=rollout.refill_steps,
+    cache_dtype=rollout.cache_dtype,
+  )
+
+
+def lora_settings(config: Config) -> lora.LoraSettings:
+  """`config.lora`, whose rank is not 0."""
+  return lora.LoraSettings(config.lora.rank, config.lora.alpha, tuple(config.lora.targets))
+
+
 def needs_reference(config: Config) -> bool:
   """Whether self-feedback holds the frozen stage-1 parameters."""
   return config.srl.kl_coef > 0 or config.feedback.teacher == "reference"
@@ -257,6 +386,12 @@ def needs_reference(config: Config) -> bool:
 def source(model: Config) -> str:
   """Path or hub id of the pretrained model, with its revision as `id@revision`."""
   return f"{model.pretrained}@{model.revision}" if model.revision else model.pretrained
+
+
+def base_model(config: Config) -> str:
+  """`source`, but of a file or folder only its name: it may be moved, and no path is published."""
+  name = config.model.pretrained
+  return pathlib.Path(name).name if pathlib.Path(name).exists() else source(config.model)
 
 
 def last_stage(workdir: pathlib.Path) -> str:
@@ -323,7 +458,9 @@ def make_tokenizer(config: Config, workdir: pathlib.Path) -> Tokenizer:
     settings.pad or None,
     settings.delimiters == "added",
   )
-  return with_chat(tokenizer, config.prompt.system) if config.prompt.style == "chat" else tokenizer
+  if config.prompt.style != "chat":
+    return tokenizer
+  return with_chat(tokenizer, config.prompt.system, config.prompt.thinking)
 
 
 def model_config(config: Config, tokenizer: Tokenizer) -> TransformerConfig:
@@ -341,6 +478,13 @@ def model_config(config: Config, tokenizer: Tokenizer) -> TransformerConfig:
       raise ValueError(
         f"tokenizer.path: {tokenizer.source} has {known} ids, but the model {settings.pretrained}"
         f" has embeddings for {model.vocab_size}; expected the model's own"
+      )
+    if tokenizer.added and config.lora.rank > 0:
+      # A new row is the mean of others', so that its token is never the likeliest until it learns.
+      raise ValueError(
+        f"tokenizer.delimiters is 'added' and {tokenizer.open_delimiter!r} is new to the vocabulary"
+        f" of {settings.pretrained}, but with lora.rank={config.lora.rank} its embedding would not"
+        " be trained; expected 'tags', or reserved tokens as tokenizer.open and tokenizer.close"
       )
     if tokenizer.vocab_size > model.vocab_size:  # by new delimiters
       model = dataclasses.replace(model, vocab_size=_rows(tokenizer.vocab_size))

@@ -11,9 +11,12 @@ from pasmr_jax import Config
 from pasmr_jax.data.pools import NAMES, set_name
 from pasmr_jax.data.sets import SETS
 from pasmr_jax.experiment.asking import WAYS
+from pasmr_jax.experiment.reliability import collapse
 from pasmr_jax.experiment.scoring import SCORINGS
 from pasmr_jax.feedback import rewards
 from pasmr_jax.learning import advantages, losses, optim
+from pasmr_jax.models.config import ATTENTIONS
+from pasmr_jax.models.lora import TARGETS
 from pasmr_jax.stages.supervised import KINDS
 from pasmr_jax.text.chat import STYLES
 from pasmr_jax.text.exemplars import MAX_EXEMPLARS
@@ -41,6 +44,8 @@ def check(config: Config, devices: int = 1) -> None:
     *_general(config),
     *_choices(config),
     *_numbers(config),
+    *_optimizers(config),
+    *_lora(config),
     *_evaluation(config),
     *_batches(config, devices),
   ]
@@ -66,6 +71,11 @@ def _general(config: Config) -> Iterator[str]:
     yield "tokenizer.path is '' and so is model.pretrained; expected a path or 'synthetic'"
   if config.prompt.system and config.prompt.style != "chat":
     yield f"prompt.system is {config.prompt.system!r}; expected '' unless prompt.style is 'chat'"
+  if config.prompt.thinking and config.prompt.style != "chat":
+    yield "prompt.thinking is True; expected False unless prompt.style is 'chat'"
+  if bool(config.tokenizer.open) != bool(config.tokenizer.close):
+    found = {key: config.tokenizer[key] for key in ("open", "close")}
+    yield f"tokenizer.open and tokenizer.close are {found}; expected both or neither to be ''"
   for key in ("question", "translation"):
     template = config.prompt[key]
     if template.count("{question}") != 1:
@@ -105,6 +115,7 @@ def _general(config: Config) -> Iterator[str]:
 def _choices(config: Config) -> Iterator[str]:
   choices = {
     "model.dtype": _DTYPES,
+    "model.attention": ATTENTIONS,
     "tokenizer.delimiters": DELIMITERS,
     "prompt.style": STYLES,
     "model.param_dtype": _DTYPES,
@@ -117,12 +128,15 @@ def _choices(config: Config) -> Iterator[str]:
     "feedback.teacher": _TEACHERS,
     "reward.kind": rewards.KINDS,
     "checkpoint.metric": _METRICS,
+    "guard.collapse_action": collapse.ACTIONS,
     "evaluation.ask": WAYS,
     "evaluation.scoring": SCORINGS,
   }
   for stage in STAGES:
     choices[f"{stage}.optimizer.name"] = optim.NAMES
     choices[f"{stage}.optimizer.schedule"] = optim.SCHEDULES
+    choices[f"{stage}.optimizer.decayed"] = optim.DECAYED
+    choices[f"{stage}.optimizer.moment_dtype"] = optim.MOMENT_DTYPES
   for key, allowed in choices.items():
     value = _get(config, key)
     if value not in allowed:
@@ -150,8 +164,8 @@ def _numbers(config: Config) -> Iterator[str]:
       "importance_cap",
     )
   ]
-  positive += ["feedback.pivot_samples", "rollout.prompt_bucket", "checkpoint.every", "log.every"]
-  positive += ["checkpoint.keep"]
+  positive += ["feedback.pivot_samples", "checkpoint.every", "checkpoint.keep", "log.every"]
+  positive += [f"rollout.{key}" for key in ("prompt_bucket", "prefill_prompts", "refill_steps")]
   positive += [
     f"evaluation.{key}" for key in ("batch_size", "max_new_tokens", "samples", "temperature")
   ]
@@ -163,12 +177,44 @@ def _numbers(config: Config) -> Iterator[str]:
     value = _get(config, key)
     if value < 0:
       yield f"{key} is {value}; expected 0 or more"
-  for key in ("srl.clip_low", "feedback.ema_decay", "feedback.confidence"):
+  for key in ("skipped_in_a_row", "hang_minutes", "collapse_window"):
+    if config.guard[key] < 0:
+      yield f"guard.{key} is {config.guard[key]}; expected 0 or more"
+  shares = [f"guard.collapse_{key}" for key in ("rise", "accuracy", "entropy", "numbers")]
+  shares += ["guard.collapse_language"]
+  for key in ("srl.clip_low", "feedback.ema_decay", "feedback.confidence", *shares):
     value = _get(config, key)
     if not 0 <= value <= 1:
       yield f"{key} is {value}; expected 0 to 1"
   if config.srl.group_size == 1 and config.feedback.source != "random":
     yield "srl.group_size is 1; expected at least 2, or no response has another to compare with"
+
+
+def _optimizers(config: Config) -> Iterator[str]:
+  for stage in STAGES:
+    settings = config[stage].optimizer
+    for key in ("learning_rate", "epsilon"):
+      if settings[key] <= 0:
+        yield f"{stage}.optimizer.{key} is {settings[key]}; expected more than 0"
+    for key in ("warmup_steps", "weight_decay", "clip_norm"):
+      if settings[key] < 0:
+        yield f"{stage}.optimizer.{key} is {settings[key]}; expected 0 or more"
+    for key in ("b1", "b2", "momentum"):
+      if not 0 <= settings[key] < 1:
+        yield f"{stage}.optimizer.{key} is {settings[key]}; expected 0 or more and less than 1"
+    if not 0 <= settings.final_fraction <= 1:
+      yield f"{stage}.optimizer.final_fraction is {settings.final_fraction}; expected 0 to 1"
+
+
+def _lora(config: Config) -> Iterator[str]:
+  lora = config.lora
+  if lora.rank < 0:
+    yield f"lora.rank is {lora.rank}; expected 0 or more"
+  if lora.alpha <= 0:
+    yield f"lora.alpha is {lora.alpha}; expected more than 0"
+  targets = tuple(lora.targets)
+  if not targets or len(set(targets)) < len(targets) or not set(targets) <= set(TARGETS):
+    yield f"lora.targets is {targets!r}; expected some of {', '.join(TARGETS)}, each once"
 
 
 def _evaluation(config: Config) -> Iterator[str]:

@@ -1,35 +1,21 @@
-"""One function scores tokens; every loss is a weighted sum of what it returns.
+"""The losses: weighted sums of what `logprobs.py` finds for each token.
 
-`token_logprobs` never builds a `[B, T, V]` array: it runs the decoder once, then walks the sequence
-in chunks, and recomputes each chunk's logits in the backward pass. Policy, reference, teacher and
-supervised loss all use it.
+They are given the log-probabilities of some tokens of a batch at a time, with those tokens' part of
+the batch, and what they return is added up: a token of weight 0 leaves no trace.
 
-B rows (in microbatches when accumulating), T tokens, D width, V vocabulary, C tokens a chunk.
+B rows (in microbatches when accumulating), T tokens; or the groups and tokens of a chunk.
 """
 
 import flax.struct
 import jax
 import jax.numpy as jnp
-import numpy as np
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float
 
 from pasmr_jax import Config
-from pasmr_jax.models import transformer
-from pasmr_jax.models.config import TransformerConfig
+from pasmr_jax.learning.logprobs import AnyArray, Number, Sequences
 
-AnyArray = jax.Array | np.ndarray
-Number = float | Float[AnyArray, ""]
 KL_ESTIMATORS = ("k1", "k2", "k3")
 AGGREGATIONS = ("token", "sequence")
-
-
-class Sequences(flax.struct.PyTreeNode):
-  """Rows of tokens to be scored. `weights[b, t]` weighs the prediction of `tokens[b, t]`."""
-
-  tokens: Int[AnyArray, "*B T"]
-  positions: Int[AnyArray, "*B T"]
-  segment_ids: Int[AnyArray, "*B T"]  # 0 is padding
-  weights: Float[AnyArray, "*B T"]  # 0 for prompts and padding; relative, see `normalized`
 
 
 def normalized(sequences: Sequences) -> Sequences:
@@ -73,60 +59,8 @@ def policy_settings(srl: Config) -> PolicySettings:
   )
 
 
-def token_logprobs(
-  params,
-  sequences: Sequences,
-  config: TransformerConfig,
-  *,
-  valid_vocab: int,
-  temperature: Number = 1.0,
-  chunk: int = 128,
-) -> Float[Array, "B T"]:
-  """log p(tokens[b, t] | tokens before it in its segment), 0 where there is nothing before it.
-
-  Args:
-    params: model parameters.
-    sequences: the rows; `weights` is not read.
-    config: the model.
-    valid_vocab: ids from here on have probability 0.
-    temperature: logits are divided by it, as they were when the tokens were drawn.
-    chunk: C, tokens of a row whose logits exist at a time.
-  """
-  hidden, _ = transformer.Transformer(config).apply(
-    {"params": params}, sequences.tokens, sequences.positions, sequences.segment_ids
-  )
-  table = transformer.output_table(params, config)
-
-  # The hidden state at t - 1 predicts token t.
-  hidden, targets = hidden[:, :-1], sequences.tokens[:, 1:]
-  count = targets.shape[1]
-  chunk = min(chunk, count)
-  chunks = -(-count // chunk)
-  pad = chunks * chunk - count
-  hidden = jnp.pad(hidden, ((0, 0), (0, pad), (0, 0)))
-  targets = jnp.pad(targets, ((0, 0), (0, pad)))
-
-  @jax.checkpoint
-  def score(hidden, targets):
-    logits = transformer.logits(hidden, table, config, valid_vocab) / temperature
-    chosen = jnp.take_along_axis(logits, targets[..., None], axis=-1)[..., 0]
-    return chosen - jax.nn.logsumexp(logits, axis=-1)
-
-  def step(_, start):
-    piece = jax.lax.dynamic_slice_in_dim(hidden, start, chunk, axis=1)
-    return None, score(piece, jax.lax.dynamic_slice_in_dim(targets, start, chunk, axis=1))
-
-  _, scored = jax.lax.scan(step, None, jnp.arange(chunks) * chunk)
-  logprobs = jnp.moveaxis(scored, 0, 1).reshape(targets.shape)[:, :count]
-  logprobs = jnp.pad(logprobs, ((0, 0), (1, 0)))
-  same_segment = jnp.pad(
-    sequences.segment_ids[:, 1:] == sequences.segment_ids[:, :-1], ((0, 0), (1, 0))
-  )
-  return jnp.where(same_segment & (sequences.segment_ids > 0), logprobs, 0.0)
-
-
 def supervised_loss(
-  logprobs: Float[Array, "B T"], weights: Float[Array, "B T"]
+  logprobs: Float[Array, "B T"], weights: Float[AnyArray, "B T"]
 ) -> Float[Array, ""]:
   """L = - sum w log p: METHOD's PAM loss when w is 1 / (response tokens of the global batch)."""
   return -(weights * logprobs).sum()

@@ -2,7 +2,8 @@
 
 `Learner.update_supervised` and `Learner.update_policy` share one body: make the weights sum to 1
 over the global batch (so that microbatches equal the whole), split it into microbatches, add up
-their gradients, clip, and apply the optimizer once.
+their gradients, clip, and apply the optimizer once. An update whose loss or gradient is not finite
+is skipped: the state keeps all but its step, and `skipped_updates` is 1.
 """
 
 import dataclasses
@@ -17,16 +18,27 @@ import optax
 from jaxtyping import Array, Float, Int
 
 from pasmr_jax.learning import losses
+from pasmr_jax.learning.logprobs import Number, Scoring, add_parts, token_logprobs, token_loss
+from pasmr_jax.learning.optim import map_moments
 from pasmr_jax.models.config import TransformerConfig
+from pasmr_jax.models.lora import Adapted, Frozen
 
 
 class TrainState(flax.struct.PyTreeNode):
   """All that an update changes."""
 
   step: Int[Array, ""]  # updates of this stage done
-  params: Any
+  params: Any  # those that are trained: all, or adapters
   opt_state: optax.OptState
   average: Any | None  # moving average of params, held only when it is the teacher
+  frozen: Frozen | None = None  # the weights under params where these are adapters
+
+  def whole(self, params: Any = None) -> Any:
+    """What a forward pass takes: `params` (the state's own if None) on their frozen weights."""
+    params = self.params if params is None else params
+    if self.frozen is None:
+      return params
+    return Adapted(self.frozen.params, params, self.frozen.settings.scale)
 
 
 Metrics = dict[str, Float[Array, ""]]
@@ -40,11 +52,16 @@ class Learner:
   optimizer: optax.GradientTransformation
   valid_vocab: int
   microbatches: int = 1
-  chunk: int = 128  # tokens of a row whose logits exist at a time
+  chunk: int = 0  # tokens of a device whose logits exist at a time; 0 is by size (logprobs.LOGITS)
   average_decay: float = 0.0
 
-  def init(self, params, average: bool = False) -> TrainState:
+  def init(self, params, average: bool = False, frozen: Frozen | None = None) -> TrainState:
     """A state at step 0. Optimizer moments are born with the parameters' sharding.
+
+    Args:
+      params: what is trained.
+      average: whether to hold their moving average.
+      frozen: the weights that they are adapters of.
 
     Raises:
       ValueError: on parameters with leaves that are not arrays.
@@ -52,18 +69,17 @@ class Learner:
     replicated = _replicated_like(params)
     opt_state = jax.jit(self.optimizer.init, out_shardings=self.opt_shardings(params))(params)
     step = jax.jit(lambda: jnp.int32(0), out_shardings=replicated)()
-    return TrainState(step, params, opt_state, jax.tree.map(jnp.copy, params) if average else None)
+    averaged = jax.tree.map(jnp.copy, params) if average else None
+    return TrainState(step, params, opt_state, averaged, frozen)
 
   def opt_shardings(self, params):
     """Moments are laid out like their parameter; counters and factored moments are replicated."""
     replicated = _replicated_like(params)
-    shapes = jax.eval_shape(self.optimizer.init, params)
-    return optax.tree_utils.tree_map_params(
-      self.optimizer,
+    return map_moments(
       lambda moment, param: param.sharding if moment.shape == param.shape else replicated,
-      shapes,
+      jax.eval_shape(self.optimizer.init, params),
       params,
-      transform_non_params=lambda _: replicated,
+      lambda _: replicated,
     )
 
   @functools.partial(jax.jit, static_argnums=0, donate_argnums=1)
@@ -73,8 +89,7 @@ class Learner:
     """One supervised step on a global batch."""
 
     def loss(params, batch):
-      logprobs = self.logprobs(params, batch)
-      return losses.supervised_loss(logprobs, batch.weights), {}
+      return self._supervised(params, batch)
 
     return self._apply(state, losses.normalized(batch), loss)
 
@@ -91,11 +106,15 @@ class Learner:
 
     def loss(params, batches):
       batch, rehearsal = batches
-      logprobs = self.logprobs(params, batch.sequences, settings.temperature)
-      total, parts = losses.policy_loss(logprobs, batch, settings)
+      scoring = self._scoring(settings.temperature)
+
+      def policy(logprobs, part):
+        return losses.policy_loss(logprobs, part, settings)
+
+      total, parts = token_loss(params, batch.sequences, batch, policy, scoring)
       parts["policy_loss"] = total
       if rehearsal is not None:
-        rehearsed = losses.supervised_loss(self.logprobs(params, rehearsal), rehearsal.weights)
+        rehearsed, _ = self._supervised(params, rehearsal)
         parts["rehearsal_loss"] = rehearsed
         total += rehearsal_weight * rehearsed
       return total, parts
@@ -108,25 +127,32 @@ class Learner:
   def score(
     self, params, sequences: losses.Sequences, temperature: Float[Array, ""]
   ) -> Float[Array, "B T"]:
-    """Log-probabilities without a gradient, microbatch by microbatch: old policy, reference."""
-    pieces = _split(sequences, self.microbatches)
-    scored = jax.lax.map(lambda piece: self.logprobs(params, piece, temperature), pieces)
+    """Log-probabilities without a gradient of the tokens that have a weight, 0 of the others.
+
+    Microbatch by microbatch: of the old policy, or of the reference.
+    """
+    scoring = self._scoring(temperature)
+    scored = jax.lax.map(
+      lambda piece: token_logprobs(params, piece, scoring, piece.weights != 0),
+      _split(sequences, self.microbatches),
+    )
     return _join(scored)
 
-  def logprobs(
-    self, params, sequences: losses.Sequences, temperature: losses.Number = 1.0
-  ) -> Float[Array, "B T"]:
-    return losses.token_logprobs(
-      params,
-      sequences,
-      self.config,
-      valid_vocab=self.valid_vocab,
-      temperature=temperature,
-      chunk=self.chunk,
-    )
+  def _supervised(self, params, sequences: losses.Sequences):
+    """The supervised loss of a batch, which has no parts."""
+
+    def loss(logprobs, weights):
+      return losses.supervised_loss(logprobs, weights), {}
+
+    return token_loss(params, sequences, sequences.weights, loss, self._scoring(1.0))
+
+  def _scoring(self, temperature: Number) -> Scoring:
+    return Scoring(self.config, self.valid_vocab, temperature, self.chunk)
 
   def _apply(self, state: TrainState, batch, loss: Callable) -> tuple[TrainState, Metrics]:
-    gradient = jax.value_and_grad(loss, has_aux=True)
+    gradient = jax.value_and_grad(
+      lambda params, batch: loss(state.whole(params), batch), has_aux=True
+    )
     if self.microbatches == 1:
       (total, parts), gradients = gradient(state.params, batch)
     else:
@@ -135,27 +161,32 @@ class Learner:
       zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
 
       def add(sums, piece):
-        (total, parts), gradients = gradient(state.params, piece)
-        (total_sum, parts_sum), gradients_sum = sums
-        combined = {
-          name: jnp.maximum(parts_sum[name], value)
-          if name.endswith("_max")
-          else parts_sum[name] + value
-          for name, value in parts.items()
-        }
-        gradients = jax.tree.map(jnp.add, gradients_sum, gradients)
-        return ((total_sum + total, combined), gradients), None
+        found, gradients = gradient(state.params, piece)
+        found_sum, gradients_sum = sums
+        return (add_parts(found_sum, found), jax.tree.map(jnp.add, gradients_sum, gradients)), None
 
       ((total, parts), gradients), _ = jax.lax.scan(add, zeros, pieces)
 
-    updates, opt_state = self.optimizer.update(gradients, state.opt_state, state.params)
-    params = optax.apply_updates(state.params, updates)
-    average = state.average
+    norm = optax.tree.norm(optax.tree.cast(gradients, jnp.float32))
+    # One number that is not finite would spread to every parameter: such a step changes nothing.
+    sound = jnp.isfinite(total) & jnp.isfinite(norm)
+    held = (state.params, state.opt_state, state.average)
+    # Not a choice between new and old arrays: that would keep both.
+    params, opt_state, average = jax.lax.cond(
+      sound, lambda held: self._moved(gradients, *held), lambda held: held, held
+    )
+    skipped = 1.0 - sound.astype(jnp.float32)
+    metrics = {"loss": total, "gradient_norm": norm, "skipped_updates": skipped, **parts}
+    return TrainState(state.step + 1, params, opt_state, average, state.frozen), metrics
+
+  def _moved(self, gradients, params, opt_state, average):
+    """Parameters, optimizer state and moving average a step further."""
+    updates, opt_state = self.optimizer.update(gradients, opt_state, params)
+    params = optax.apply_updates(params, updates)
     if average is not None:
       keep = self.average_decay
       average = jax.tree.map(lambda a, p: keep * a + (1 - keep) * p, average, params)
-    metrics = {"loss": total, "gradient_norm": optax.tree.norm(gradients), **parts}
-    return TrainState(state.step + 1, params, opt_state, average), metrics
+    return params, opt_state, average
 
 
 def _split(tree, pieces: int):

@@ -1,16 +1,16 @@
-"""Grouped-query attention, its masks and its key/value cache.
+"""Grouped-query attention over whole rows, or of one token a row over a cache.
 
-A layer projects its input to queries, keys and values, normalises and rotates them, puts keys and
-values into the cache when there is one, and mixes the values by softmax of the masked scores.
-Which keys a query may see is decided twice: `segment_mask` for whole (packed) rows, `cache_mask`
-for new tokens against the slots of a cache. Both leave the sliding window to the layer, which
-knows its kind.
+A layer projects its input to queries, keys and values, normalises and rotates them, and mixes the
+values, those in the cache too where there is one, by softmax of the masked scores.
+Which keys a query may see is decided by `segment_mask` for whole (packed) rows, which leaves the
+sliding window to the layer, and by `cache.visible` for a token against the columns of a cache.
 
-Axes: B batch, T new tokens, S keys (tokens, or slots of the cache), D embed, N heads,
+Axes: B batch, T new tokens, S keys (tokens, or columns of the cache), D embed, N heads,
 K key/value heads, G = N / K queries to a key/value head, H head_dim, R = H / 2 rotations, L layers.
 """
 
 import functools
+from collections.abc import Sequence
 
 import flax.linen as nn
 import flax.struct
@@ -18,33 +18,21 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
+from pasmr_jax.models.cache import KeyValues
 from pasmr_jax.models.config import TransformerConfig
 from pasmr_jax.models.layers import RMSNorm, fan_in, rotate, weight
+from pasmr_jax.models.lora import adapt
+from pasmr_jax.models.splash import splash_attend
 
 MASKED = -1e30  # finite, so that a row with nothing to see (padding) gives no NaN
 
 
-class Cache(flax.struct.PyTreeNode):
-  """Keys and values of the tokens seen so far; rows are left padded and advance together."""
+class Sight(flax.struct.PyTreeNode):
+  """What the tokens of a call see: whole rows by a mask or by segments, or one token's past."""
 
-  keys: Float[Array, "L B K S H"]
-  values: Float[Array, "L B K S H"]
-  start: Int[Array, "B"]  # slot of each row's first real token
-  index: Int[Array, ""]  # next slot to write
-
-
-def init_cache(
-  config: TransformerConfig, batch: int, length: int, dtype: str | jnp.dtype | None = None
-) -> Cache:
-  """An empty cache of `length` slots a row, in `dtype` (the compute dtype if None)."""
-  shape = (config.num_layers, batch, config.num_kv_heads, length, config.head_dim)
-  dtype = jnp.dtype(config.dtype if dtype is None else dtype)
-  return Cache(
-    keys=jnp.zeros(shape, dtype),
-    values=jnp.zeros(shape, dtype),
-    start=jnp.zeros((batch,), jnp.int32),
-    index=jnp.zeros((), jnp.int32),
-  )
+  segment_ids: Int[Array, "B T"]
+  mask: Bool[Array, "B T T"] | None  # of whole rows, windows aside; None: the kernel of splash.py
+  past: Sequence[tuple[Array, Array, Array]] | None = None  # parts, see `attend_parts`
 
 
 def segment_mask(segment_ids: Int[Array, "B T"]) -> Bool[Array, "B T T"]:
@@ -63,21 +51,6 @@ def segment_mask(segment_ids: Int[Array, "B T"]) -> Bool[Array, "B T T"]:
   return causal & same & (segment_ids != 0)[:, :, None]
 
 
-def cache_mask(
-  start: Int[Array, "B"], index: Int[Array, ""], length: int, slots: int
-) -> Bool[Array, "B T S"]:
-  """Slots visible to `length` new tokens written at slots index .. index + length - 1.
-
-  For a row with start 1, index 2, two new tokens and five slots:
-    . 1 1 . .     the token in slot 2 sees slots 1 and 2
-    . 1 1 1 .     the token in slot 3 sees slots 1 to 3
-  """
-  slot = jnp.arange(slots)
-  query = index + jnp.arange(length)
-  causal = slot[None, :] <= query[:, None]
-  return causal[None] & (slot[None, :] >= start[:, None])[:, None]
-
-
 def attend(
   queries: Float[Array, "B T N H"],
   keys: Float[Array, "B K S H"],
@@ -86,55 +59,66 @@ def attend(
   softcap: float | None,
 ) -> Float[Array, "B T N H"]:
   """Softmax attention in float32. Queries are scaled already."""
-  if queries.shape[1] == 1:
-    # One token against a cache: the same sums in the order that suits the platform compiled for.
-    return jax.lax.platform_dependent(
-      queries,
-      keys,
-      values,
-      mask,
-      cpu=functools.partial(attend_by_head, softcap=softcap),
-      default=functools.partial(attend_by_group, softcap=softcap),
-    )
-  return attend_by_group(queries, keys, values, mask, softcap)
-
-
-def attend_by_group(queries, keys, values, mask, softcap):
-  """All query heads of a key/value head in one product, so that keys and values are read once."""
   batch, length, heads, head_dim = queries.shape
   kv_heads = keys.shape[1]
   grouped = queries.reshape(batch, length, kv_heads, heads // kv_heads, head_dim)
   scores = jnp.einsum("BTKGH,BKSH->BKGTS", grouped, keys, preferred_element_type=jnp.float32)
-  weights = _masked_softmax(scores, mask[:, None, None], softcap).astype(values.dtype)
+  scores = jnp.where(mask[:, None, None], _capped(scores, softcap), MASKED)
+  weights = jax.nn.softmax(scores, axis=-1).astype(values.dtype)
   mixed = jnp.einsum("BKGTS,BKSH->BTKGH", weights, values)
   return mixed.reshape(batch, length, heads, head_dim).astype(queries.dtype)
 
 
-def attend_by_head(queries, keys, values, mask, softcap):
-  """One token, one query head of every group at a time: products of a matrix and a vector.
+def attend_parts(
+  queries: Float[Array, "B 1 N H"],
+  parts: Sequence[tuple[Array, Array, Array]],
+  softcap: float | None,
+) -> Float[Array, "B 1 N H"]:
+  """The same of one token a row over keys that lie in several arrays.
 
-  On CPU these take half the time of the many small matrix products of `attend_by_group`.
+  Args:
+    queries: scaled already.
+    parts: keys [B K S H], values [B K S H] and the mask [B 1 S] of each; some key must be seen.
+    softcap: scores become cap * tanh(scores / cap).
   """
   batch, _, heads, head_dim = queries.shape
-  kv_heads = keys.shape[1]
+  kv_heads = parts[0][0].shape[1]
   grouped = queries.reshape(batch, kv_heads, heads // kv_heads, head_dim)
-  mixed = []
-  for head in range(heads // kv_heads):
-    one = grouped[:, :, head]
-    scores = jnp.einsum("BKH,BKSH->BKS", one, keys, preferred_element_type=jnp.float32)
-    weights = _masked_softmax(scores, mask, softcap).astype(values.dtype)
-    mixed.append(jnp.einsum("BKS,BKSH->BKH", weights, values))
-  return jnp.stack(mixed, axis=2).reshape(batch, 1, heads, head_dim).astype(queries.dtype)
+  scores = []
+  for keys, _, mask in parts:
+    found = jax.lax.platform_dependent(
+      grouped, keys, cpu=_scores_keys_first, default=_scores_queries_first
+    )
+    scores.append(jnp.where(mask[:, None], _capped(found, softcap), MASKED))
+  top = functools.reduce(jnp.maximum, [one.max(-1, keepdims=True) for one in scores])
+  weights = [jnp.exp(one - top) for one in scores]
+  products = [
+    jnp.einsum(
+      "BKGS,BKSH->BKGH", one.astype(values.dtype), values, preferred_element_type=jnp.float32
+    )
+    for one, (_, values, _) in zip(weights, parts, strict=True)
+  ]
+  totals = [one.sum(-1, keepdims=True) for one in weights]
+  mixed = functools.reduce(jnp.add, products) / functools.reduce(jnp.add, totals)
+  return mixed.reshape(batch, 1, heads, head_dim).astype(queries.dtype)
 
 
-def _masked_softmax(scores, mask, softcap):
-  if softcap is not None:
-    scores = softcap * jnp.tanh(scores / softcap)
-  return jax.nn.softmax(jnp.where(mask, scores, MASKED), axis=-1)
+def _scores_queries_first(queries, keys):
+  return jnp.einsum("BKGH,BKSH->BKGS", queries, keys, preferred_element_type=jnp.float32)
+
+
+def _scores_keys_first(queries, keys):
+  """The same for CPUs, which take a third less time for it this way round."""
+  scores = jnp.einsum("BKSH,BKGH->BKSG", keys, queries, preferred_element_type=jnp.float32)
+  return jax.lax.optimization_barrier(scores).swapaxes(2, 3)  # or the compiler would turn it back
+
+
+def _capped(scores, softcap):
+  return scores if softcap is None else softcap * jnp.tanh(scores / softcap)
 
 
 class Attention(nn.Module):
-  """One layer's attention. With a cache, writes slice `layer` of it and reads the slice back."""
+  """One layer's attention, and the keys and values that it computed, [B K T H]."""
 
   config: TransformerConfig
 
@@ -143,31 +127,33 @@ class Attention(nn.Module):
     self,
     x: Float[Array, "B T D"],
     angles: Float[Array, "B T R"],
-    mask: Bool[Array, "B T S"],
-    layer: Int[Array, ""],
-    cache: Cache | None,
-  ) -> tuple[Float[Array, "B T D"], Cache | None]:
+    sight: Sight,
+    is_local: Bool[Array, ""],
+  ) -> tuple[Float[Array, "B T D"], KeyValues]:
     config = self.config
     queries, keys, values = self._project(x)
     queries = rotate(queries, angles) * jnp.asarray(config.query_scale, queries.dtype)
     keys = rotate(keys, angles).transpose(0, 2, 1, 3)
     values = values.transpose(0, 2, 1, 3)
-    if cache is not None:
-      # The whole cache travels with the layer loop and only the new slots are written. Passed
-      # layer by layer as the loop's inputs and outputs, every token would rewrite all of it.
-      at = (layer, 0, 0, cache.index, 0)
-      cache = cache.replace(
-        keys=jax.lax.dynamic_update_slice(cache.keys, keys[None].astype(cache.keys.dtype), at),
-        values=jax.lax.dynamic_update_slice(
-          cache.values, values[None].astype(cache.values.dtype), at
-        ),
-      )
-      keys = jax.lax.dynamic_index_in_dim(cache.keys, layer, keepdims=False)
-      values = jax.lax.dynamic_index_in_dim(cache.values, layer, keepdims=False)
-    mixed = attend(queries, keys, values, mask, config.attention_softcap)
+    if sight.past is not None:
+      own = (keys, values, jnp.ones((1, 1, 1), bool))
+      mixed = attend_parts(queries, (*sight.past, own), config.attention_softcap)
+    elif sight.mask is None:
+      mixed = splash_attend(queries, keys, values, sight.segment_ids, is_local, config)
+    else:
+      index = jnp.arange(x.shape[1])
+      near = index[:, None] - index[None, :] < config.sliding_window
+      mask = sight.mask & (~is_local | near)
+      mixed = attend(queries, keys, values, mask, config.attention_softcap)
     shape, axes = (config.num_heads, config.head_dim, config.embed_dim), ("heads", "head_dim")
     output = weight(self, "output", shape, (*axes, "embed"), fan_in(2), config)
-    return jnp.einsum("BTNH,NHD->BTD", mixed, output), cache
+    # As matrices: with two axes summed, a CPU would turn the weight around for every token.
+    flat, matrix = mixed.reshape(*x.shape[:2], -1), output.reshape(-1, config.embed_dim)
+    projected = jnp.einsum("BTX,XD->BTD", flat, matrix)
+    # As matrices: with two axes summed, a CPU would turn the weight around for every token.
+    flat, matrix = mixed.reshape(*x.shape[:2], -1), output.reshape(-1, config.embed_dim)
+    projected = jnp.einsum("BTX,XD->BTD", flat, matrix)
+    return adapt(self, "output", mixed, projected), KeyValues(keys, values)
 
   def _project(self, x):
     """Queries [B T N H], keys and values [B T K H]; biases and norms where the family has them."""
@@ -180,6 +166,7 @@ class Attention(nn.Module):
     ):
       shape, axes = (config.embed_dim, heads, config.head_dim), ("embed", axis, "head_dim")
       y = jnp.einsum("BTD,DNH->BTNH", x, weight(self, name, shape, axes, fan_in(1), config))
+      y = adapt(self, name, x, y)
       if config.attention_bias:
         zeros = nn.initializers.zeros
         y += weight(self, f"{name}_bias", shape[1:], axes[1:], zeros, config)

@@ -13,8 +13,9 @@ _ACTIVATIONS = ("gelu_tanh", "silu")
 _DTYPES = ("float32", "bfloat16", "float16")
 _KINDS = ("local", "global")
 # How a model is computed may change between runs; what it is may not.
-COMPUTED = ("dtype", "param_dtype", "remat", "scan_unroll")
+COMPUTED = ("dtype", "param_dtype", "remat", "scan_unroll", "attention")
 _REMAT = ("none", "full", "dots")
+ATTENTIONS = ("auto", "xla", "splash")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -63,6 +64,8 @@ class TransformerConfig:
   param_dtype: str = "float32"  # of stored weights
   remat: str = "none"  # recompute in the backward pass: nothing, whole layers, all but products
   scan_unroll: int = 1  # layers to a turn of the layer loop; small models decode faster unrolled
+  stacked: bool = True  # one loop over stacked weights; else layers and weights one by one
+  attention: str = "auto"  # of rows without a cache: 'xla', 'splash' (kernel), or by platform
 
   def __post_init__(self):
     sizes = ("vocab_size", "embed_dim", "num_layers", "num_heads", "num_kv_heads", "head_dim")
@@ -81,6 +84,7 @@ class TransformerConfig:
       ("dtype", _DTYPES),
       ("param_dtype", _DTYPES),
       ("remat", _REMAT),
+      ("attention", ATTENTIONS),
     ):
       if getattr(self, name) not in allowed:
         _reject(name, getattr(self, name), f"one of {', '.join(allowed)}")

@@ -13,12 +13,16 @@ import dataclasses
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import numpy as np
+
 from pasmr_jax.models.config import TransformerConfig
 
 ACTIVATIONS = {"silu": "silu", "gelu_pytorch_tanh": "gelu_tanh"}
 KINDS = {"sliding_attention": "local", "full_attention": "global"}
 # Names by which configs state how many experts a mixture has.
 _EXPERTS = ("num_local_experts", "num_experts", "n_routed_experts", "moe_num_experts")
+
+_LARGEST = 1 << 28  # of any size; the largest vocabularies have a thousandth of it
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,6 +42,14 @@ class Stated:
     if value is None:
       raise ValueError(f"{self.where}: found no {name}")
     return value
+
+  def size(self, name: str, default: int | None = None) -> int:
+    """A positive number of things, such as no memory is needed to doubt."""
+    value = self.need(name) if default is None else self.get(name, default)
+    whole = isinstance(value, int | np.integer) and not isinstance(value, bool)
+    if not whole or not 0 < int(value) <= _LARGEST:
+      raise ValueError(f"{self.where}: {name} = {value!r}; expected 1 to {_LARGEST}")
+    return int(value)
 
   def refuse_unless(self, name: str, *allowed: object) -> None:
     """Raises ValueError if `name` is stated and is none of `allowed`."""
@@ -167,17 +179,17 @@ def family_config(stated: Stated, family: Family) -> TransformerConfig:
   Raises:
     ValueError: naming what is missing, or stated and not supported.
   """
-  heads, embed_dim = stated.need("num_attention_heads"), stated.need("hidden_size")
-  head_dim = stated.get("head_dim", embed_dim // heads)
+  heads, embed_dim = stated.size("num_attention_heads"), stated.size("hidden_size")
+  head_dim = stated.size("head_dim", embed_dim // heads)
   stated.refuse_unless(family.activation_key, *ACTIVATIONS)
   common = {
-    "vocab_size": stated.need("vocab_size"),
+    "vocab_size": stated.size("vocab_size"),
     "embed_dim": embed_dim,
-    "num_layers": stated.need("num_hidden_layers"),
+    "num_layers": stated.size("num_hidden_layers"),
     "num_heads": heads,
-    "num_kv_heads": stated.get("num_key_value_heads", heads),
+    "num_kv_heads": stated.size("num_key_value_heads", heads),
     "head_dim": head_dim,
-    "mlp_dim": stated.need("intermediate_size"),
+    "mlp_dim": stated.size("intermediate_size"),
     "query_scale": head_dim**-0.5,
     "attention_pattern": _pattern(stated),
     "norm_eps": float(stated.need("rms_norm_eps")),
@@ -187,7 +199,10 @@ def family_config(stated: Stated, family: Family) -> TransformerConfig:
   }
   if stated.get("sliding_window") is not None:
     common["sliding_window"] = stated.get("sliding_window")
-  return TransformerConfig(**common | family.fields(stated))
+  try:
+    return TransformerConfig(**common | family.fields(stated))
+  except ValueError as error:
+    raise ValueError(f"{stated.where}: {error}") from error
 
 
 def _pattern(stated: Stated) -> tuple[str, ...]:

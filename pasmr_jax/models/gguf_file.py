@@ -110,7 +110,10 @@ def gguf_statement(path: str) -> tuple[Stated, Family]:
 def _reader(path: str) -> gguf.GGUFReader:
   if not pathlib.Path(path).is_file():
     raise FileNotFoundError(f"{path}: found no such file")
-  return gguf.GGUFReader(path)
+  try:
+    return gguf.GGUFReader(path)
+  except (ValueError, IndexError, KeyError, OverflowError, UnicodeDecodeError) as error:
+    raise ValueError(f"{path}: no readable GGUF file: {error}") from error
 
 
 def _rope(path: str, field: Callable, tensors: dict[str, Any], base: float) -> dict[str, Any]:

@@ -11,6 +11,7 @@ import numpy as np
 from pasmr_jax.models.config import TransformerConfig
 from pasmr_jax.models.families import Family, Stated, family_config, find_family
 from pasmr_jax.models.stored import Cut, StoredTensor, TensorSource
+from pasmr_jax.text import hub
 
 
 def folder_config(path: str) -> TransformerConfig:
@@ -33,8 +34,8 @@ def folder_statement(path: str) -> tuple[Stated, Family]:
   family = find_family(str(file), "model_type", written.get("model_type"), written)
   try:
     # transformers' own config class fills in what the file leaves to defaults, of old layouts too.
-    found = transformers.AutoConfig.from_pretrained(file.parent)
-  except (KeyError, TypeError, StrictDataclassError) as error:  # of malformed values
+    found = transformers.AutoConfig.from_pretrained(file.parent, trust_remote_code=False)
+  except (KeyError, TypeError, ArithmeticError, StrictDataclassError) as error:  # of bad values
     raise ValueError(f"{file}: transformers cannot read it: {error!r}") from error
   return Stated(str(file), getattr(found, "text_config", found).to_dict()), family
 
@@ -50,16 +51,7 @@ def find_folder(path: str, patterns: list[str]) -> pathlib.Path:
   """The folder itself, or the local snapshot of a hub id with the files that match."""
   if pathlib.Path(path).is_dir():
     return pathlib.Path(path)
-  name, _, revision = str(path).partition("@")
-  if name.count("/") != 1 or name.startswith((".", "/", "~")):
-    raise FileNotFoundError(
-      f"{path}: found no such folder, and it is not a hub id 'owner/name' or 'owner/name@revision'"
-    )
-  import huggingface_hub
-
-  return pathlib.Path(
-    huggingface_hub.snapshot_download(name, revision=revision or None, allow_patterns=patterns)
-  )
+  return hub.snapshot(str(path), patterns)
 
 
 @contextlib.contextmanager
@@ -69,17 +61,19 @@ def open_folder(path: str, config: TransformerConfig) -> Iterator[TensorSource]:
 
   folder = find_folder(path, ["*.json", "*.safetensors"])
   index = folder / "model.safetensors.index.json"
-  if index.is_file():
-    files = sorted(set(json.loads(index.read_text("utf-8"))["weight_map"].values()))
-  else:
-    files = ["model.safetensors"]
+  files = _indexed_files(index) if index.is_file() else ["model.safetensors"]
   absent = [name for name in files if not (folder / name).is_file()]
   if absent:
-    raise FileNotFoundError(f"{folder}: found no {', '.join(absent)}")
+    others = sorted(file.name for file in folder.glob("*.bin"))
+    pickled = f"; {', '.join(others)} may hold code and is not read, only safetensors are"
+    raise FileNotFoundError(f"{folder}: found no {', '.join(absent)}" + pickled * bool(others))
   with contextlib.ExitStack() as stack:
     shapes, where = {}, {}
     for file in files:
-      opened = stack.enter_context(safetensors.safe_open(folder / file, framework="np"))
+      try:
+        opened = stack.enter_context(safetensors.safe_open(folder / file, framework="np"))
+      except safetensors.SafetensorError as error:
+        raise ValueError(f"{folder / file}: no readable safetensors file: {error}") from error
       for stored in opened.keys():  # noqa: SIM118 (not a mapping)
         name = _text_name(stored, config)
         if name is not None:
@@ -93,6 +87,18 @@ def open_folder(path: str, config: TransformerConfig) -> Iterator[TensorSource]:
       return where[name][cut]
 
     yield TensorSource(shapes, name_of, read)
+
+
+def _indexed_files(index: pathlib.Path) -> list[str]:
+  """The files of an index, all of them beside it."""
+  try:
+    files = sorted(set(json.loads(index.read_text("utf-8"))["weight_map"].values()))
+    apart = [file for file in files if pathlib.PurePath(file).name != file or "\\" in file]
+  except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+    raise ValueError(f"{index}: expected {{'weight_map': {{tensor: file}}}}: {error!r}") from error
+  if apart:
+    raise ValueError(f"{index}: names {apart[0]!r}; expected files in the same folder")
+  return files
 
 
 def _text_name(name: str, config: TransformerConfig) -> str | None:

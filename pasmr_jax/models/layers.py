@@ -10,10 +10,11 @@ from typing import cast
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from jax.sharding import PartitionSpec
+from jax.sharding import AbstractMesh, PartitionSpec
 from jaxtyping import Array, Float, Int
 
 from pasmr_jax.models.config import TransformerConfig
+from pasmr_jax.models.lora import adapt
 
 
 def weight(
@@ -48,11 +49,16 @@ def split_rows(x: Float[Array, "B ..."]) -> Float[Array, "B ..."]:
   embedding dimension instead and to compute every row on every device. Does nothing outside of
   `jax.set_mesh`, or where the rows do not divide.
   """
-  mesh = jax.sharding.get_abstract_mesh()
+  axes = row_axes(jax.sharding.get_abstract_mesh(), x.shape[0])
+  return x if axes is None else jax.lax.with_sharding_constraint(x, PartitionSpec(axes))
+
+
+def row_axes(mesh: AbstractMesh, rows: int) -> tuple[str, ...] | None:
+  """The axes of a mesh that so many rows are split over; None if they do not divide."""
   axes = tuple(axis for axis in mesh.axis_names if axis != "tensor")
-  if not axes or x.shape[0] % math.prod(mesh.shape[axis] for axis in axes):
-    return x
-  return jax.lax.with_sharding_constraint(x, PartitionSpec(axes))
+  if not axes or rows % math.prod(mesh.shape[axis] for axis in axes):
+    return None
+  return axes
 
 
 def fan_in(num_in: int) -> Callable:
@@ -132,7 +138,7 @@ class GatedMLP(nn.Module):
     gate = weight(self, "gate", (d, f), ("embed", "mlp"), fan_in(1), config)
     up = weight(self, "up", (d, f), ("embed", "mlp"), fan_in(1), config)
     down = weight(self, "down", (f, d), ("mlp", "embed"), fan_in(1), config)
-    gated = jnp.einsum("BTD,DF->BTF", x, gate)
+    gated = adapt(self, "gate", x, jnp.einsum("BTD,DF->BTF", x, gate))
     gated = nn.gelu(gated, approximate=True) if config.activation == "gelu_tanh" else nn.silu(gated)
-    hidden = gated * jnp.einsum("BTD,DF->BTF", x, up)
-    return jnp.einsum("BTF,FD->BTD", hidden, down)
+    hidden = gated * adapt(self, "up", x, jnp.einsum("BTD,DF->BTF", x, up))
+    return adapt(self, "down", hidden, jnp.einsum("BTF,FD->BTD", hidden, down))

@@ -10,6 +10,7 @@ A hub id may carry a revision: `owner/name@revision`.
 """
 
 import functools
+import gc
 import pathlib
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
@@ -31,6 +32,7 @@ from pasmr_jax.models.transformer import param_shapes
 Path = str | pathlib.Path
 
 _CHUNK = 1 << 20  # values that are read and converted at a time
+_ALIGNMENT = 64  # bytes
 
 
 def load_config(path: Path) -> TransformerConfig:
@@ -144,7 +146,10 @@ def _place(
   whole, shape = jnp.zeros(abstract.shape, dtype, device=sharding), abstract.shape[1:]
   for layer in range(abstract.shape[0]):
     part = _on_devices(shape, layer_sharding, functools.partial(read, layer, shape))
-    whole = _put_layer(whole, part, layer, sharding=sharding)
+    whole = jax.block_until_ready(_put_layer(whole, part, layer, sharding=sharding))
+    # Gone before the next is read: JAX gives a host array back when Python collects garbage.
+    del part
+    gc.collect(0)
     advance()
   return whole
 
@@ -181,11 +186,19 @@ def _read_part(
   dtype: np.dtype,
 ) -> np.ndarray:
   """Part `index` of one layer of a leaf, of our `shape` (without layers)."""
-  cut = tensor.cut(index, shape)
-  stored = np.empty([one.stop - one.start for one in cut], dtype)
-  _read_into(stored, source, source.name_of(tensor, layer), cut, _inner(tensor, shape))
-  ours = tuple(len(range(*one.indices(size))) for one, size in zip(index, shape, strict=True))
-  return tensor.to_ours(stored, ours)
+  bounds = (one.indices(size) for one, size in zip(index, shape, strict=True))
+  ours = _empty(tuple(stop - start for start, stop, _ in bounds), dtype)
+  name, cut = source.name_of(tensor, layer), tensor.cut(index, shape)
+  _read_into(tensor.as_stored(ours), source, name, cut, _inner(tensor, shape))
+  return ours
+
+
+def _empty(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
+  """A host array that JAX on a CPU takes over as it is, not copied: those must be aligned."""
+  size = int(np.prod(shape, dtype=int)) * dtype.itemsize
+  raw = np.empty(size + _ALIGNMENT, np.uint8)
+  start = -raw.ctypes.data % _ALIGNMENT
+  return raw[start : start + size].view(dtype).reshape(shape)
 
 
 def _inner(tensor: StoredTensor, shape: tuple[int, ...]) -> int:
@@ -213,9 +226,10 @@ def _read_rows(
   """A part of the embedding or the head, with rows that the checkpoint may not have."""
   name = source.name_of(tensor, None)
   rows, columns = (slice(*one.indices(size)) for one, size in zip(index, shape, strict=True))
-  found = np.zeros((rows.stop - rows.start, columns.stop - columns.start), dtype)
+  found = _empty((rows.stop - rows.start, columns.stop - columns.start), dtype)
   held = slice(rows.start, max(rows.start, min(rows.stop, source.shapes[name][0])))
   _read_into(found[: held.stop - held.start], source, name, (held, columns), 1)
+  found[held.stop - held.start :] = 0.0
   for row, tokens in new_rows.items():
     if rows.start <= row < rows.stop:
       read = [source.read(name, (slice(token, token + 1), columns)) for token in tokens]

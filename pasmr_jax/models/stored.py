@@ -43,15 +43,10 @@ class StoredTensor:
       found.append(slice(start * inner, stop * inner))
     return tuple(found)
 
-  def to_ours(self, stored: np.ndarray, ours: tuple[int, ...]) -> np.ndarray:
-    """A view of the stored tensor, or of a cut of it, with our axes."""
+  def as_stored(self, ours: np.ndarray) -> np.ndarray:
+    """A leaf of ours (without `layers`), or a part of it, as it is stored: a view."""
     order = [axis for group in self.axes for axis in group]
-    return stored.reshape([ours[axis] for axis in order]).transpose(np.argsort(order))
-
-  def from_ours(self, ours: np.ndarray) -> np.ndarray:
-    """The inverse of `to_ours`."""
-    order = [axis for group in self.axes for axis in group]
-    return ours.transpose(order).reshape(self.shape(ours.shape))
+    return np.reshape(ours.transpose(order), self.shape(ours.shape), copy=False)
 
 
 _VECTOR, _MATRIX = ((0,),), ((1,), (0,))

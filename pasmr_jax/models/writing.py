@@ -19,7 +19,7 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
-from pasmr_jax.models.config import TransformerConfig
+from pasmr_jax.models.config import COMPUTED, TransformerConfig
 from pasmr_jax.models.families import ACTIVATIONS, FAMILIES, KINDS, Family, Stated, family_config
 from pasmr_jax.models.stored import VOCABULARY, StoredTensor, stored_tensors
 
@@ -155,7 +155,8 @@ def _differences(config: TransformerConfig, family: Family, values: Mapping[str,
 
 def _effective(config: TransformerConfig) -> TransformerConfig:
   """The config with every field that has no effect on the result at one value."""
-  plain = {"dtype": "float32", "param_dtype": "float32", "remat": "none", "scan_unroll": 1}
+  defaults = {field.name: field.default for field in dataclasses.fields(config)}
+  plain: dict[str, Any] = {name: defaults[name] for name in COMPUTED}
   for absent, other in (("local", "global"), ("global", "local")):
     if absent not in config.layer_kinds:
       for name in ("rope_base", "rope_scale"):
@@ -251,4 +252,4 @@ def _read(
     value = value.astype(np.float32) * np.float32(source.embed_dim**0.5)
   if path[-1] == "scale" and source.norm_plus_one and not written.norm_plus_one:
     value = value.astype(np.float32) + np.float32(1.0)
-  return tensor.from_ours(value)
+  return tensor.as_stored(value)

@@ -4,6 +4,7 @@ One process a host, one mesh over all devices with the axes `fsdp` and `tensor`.
 split by a table of `rules.py`; batches by rows over `fsdp`, each process holding the rows it read.
 """
 
+import math
 import os
 import pathlib
 import urllib.error
@@ -15,6 +16,7 @@ import jax
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
+from pasmr_jax.models import lora
 from pasmr_jax.models.config import TransformerConfig
 from pasmr_jax.models.transformer import logical_axes, param_shapes
 from pasmr_jax.parallel.rules import TRAINING, Rules, partition_specs
@@ -95,6 +97,19 @@ def mesh_shape(fsdp: int, tensor: int, devices: int) -> tuple[int, int]:
 def param_shardings(config: TransformerConfig, mesh: Mesh, rules: Rules) -> Any:
   """The parameter tree with a NamedSharding for each leaf; nothing is allocated."""
   specs, _ = _param_specs(config, mesh, rules)
+  return _named(specs, mesh)
+
+
+def adapter_shardings(
+  config: TransformerConfig, mesh: Mesh, rules: Rules, settings: lora.LoraSettings
+) -> Any:
+  """The tree of adapters with a NamedSharding for each leaf; each is split as its weight is."""
+  shapes = lora.adapter_shapes(param_shapes(config), settings)
+  axes = lora.adapter_axes(logical_axes(config), settings)
+  return _named(partition_specs(axes, shapes, mesh.shape, rules)[0], mesh)
+
+
+def _named(specs: Any, mesh: Mesh) -> Any:
   return jax.tree.map(
     lambda spec: NamedSharding(mesh, spec), specs, is_leaf=lambda x: isinstance(x, PartitionSpec)
   )
@@ -110,9 +125,19 @@ def _param_specs(config, mesh, rules):
   return partition_specs(logical_axes(config), shapes, mesh.shape, rules)
 
 
+def row_axes(mesh: Mesh) -> tuple[str, ...]:
+  """The axes that rows are split over: every one but `tensor`."""
+  return tuple(axis for axis in TRAINING["batch"] if axis in mesh.shape)
+
+
+def row_parts(mesh: Mesh) -> int:
+  """Into how many parts rows are split."""
+  return math.prod(mesh.shape[axis] for axis in row_axes(mesh))
+
+
 def batch_sharding(mesh: Mesh) -> NamedSharding:
-  """Rows, the leading axis, over every mesh axis but `tensor`."""
-  return NamedSharding(mesh, PartitionSpec(tuple(a for a in TRAINING["batch"] if a in mesh.shape)))
+  """Rows, the leading axis, over `row_axes`."""
+  return NamedSharding(mesh, PartitionSpec(row_axes(mesh)))
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
@@ -126,7 +151,7 @@ def shard_batch(tree: Any, mesh: Mesh) -> Any:
   Raises ValueError if the rows of all processes do not divide over the mesh.
   """
   sharding = batch_sharding(mesh)
-  parts = mesh.size // mesh.shape["tensor"]
+  parts = row_parts(mesh)
 
   def place(rows):
     rows = np.asarray(rows)

@@ -18,9 +18,15 @@ def process_count() -> int:
 
 def global_max(value: int) -> int:
   """The largest of the processes' values, for shapes that all must share."""
-  if jax.process_count() == 1:
-    return value
-  return int(np.max(multihost_utils.process_allgather(np.int64(value))))
+  return global_maxima([value])[0]
+
+
+def global_maxima(values: Sequence[int]) -> list[int]:
+  """The same of several values at once; all processes have as many."""
+  if jax.process_count() == 1 or not values:
+    return [int(value) for value in values]
+  gathered = multihost_utils.process_allgather(np.asarray(values, np.int32))
+  return np.max(np.asarray(gathered), axis=0).tolist()
 
 
 def global_sum(value: int) -> int:

@@ -22,6 +22,7 @@ TRAINING: Rules = {
   "kv_heads": ("tensor",),
   "head_dim": (),
   "mlp": ("tensor",),
+  "rank": (),  # of adapters
   "batch": ("replica", "fsdp"),
 }
 

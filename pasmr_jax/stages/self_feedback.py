@@ -2,8 +2,9 @@
 
 `SelfFeedbackStage.batch` narrates it:
 
-1. `_sample` G responses a question from the policy, and split each into translation and reasoning;
-2. `_solve` each distinct translation K times in the pivot language, by the teacher;
+1. `_sample` G responses a question from the policy, split each into translation and reasoning, and
+2. have each distinct translation solved K times in the pivot language by the teacher: as soon as it
+   is closed, beside the responses that are still being written, where the teacher is the policy;
 3. `score_questions` (feedback/rewards.py) turns the answers into rewards: no gold, no reward model;
 4. `_advantages` compares the responses of a question with each other;
 5. `_assemble` lays out the most telling rows as arrays, with the log-probabilities they were drawn
@@ -18,6 +19,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from pasmr_jax import Config
@@ -26,9 +28,11 @@ from pasmr_jax.data.questions import Question
 from pasmr_jax.feedback import language_id, rewards, votes
 from pasmr_jax.learning import advantages, losses
 from pasmr_jax.learning.update import Learner, Metrics, TrainState
+from pasmr_jax.models import lora
 from pasmr_jax.parallel import mesh as meshes
 from pasmr_jax.parallel import processes
-from pasmr_jax.rollout.engine import Engine, Rollouts
+from pasmr_jax.rollout.engine import Engine, Served
+from pasmr_jax.rollout.requests import Request, Rollouts, Usage, Watch
 from pasmr_jax.rollout.sampling import Sampling, make_sampling
 from pasmr_jax.stages.supervised import to_sequences
 from pasmr_jax.text import prompts
@@ -67,6 +71,7 @@ class Experience:
   solved: list[list[Solutions]]
   scored: list[list[rewards.Scored]]
   judged: list[rewards.Rewards]
+  usage: Usage
 
 
 @dataclasses.dataclass
@@ -78,7 +83,7 @@ class SelfFeedbackStage:
   engine: Engine
   tokenizer: Tokenizer
   mesh: jax.sharding.Mesh
-  reference: Any  # frozen stage-1 parameters, or None if neither KL nor teacher uses them
+  reference: Any  # stage 1's last of what is trained; None if neither KL nor teacher uses them
   questions: Any  # grain iterator of lists of Question
   rehearsal: Any | None  # grain iterator of SupervisedBatch
   name: str = "srl"
@@ -145,12 +150,11 @@ class SelfFeedbackStage:
     if self.rehearsal is not None:
       rehearsal = to_sequences(next(self.rehearsal), self.mesh)
     clock.lap("host")
-    tokens = processes.global_sum(
-      sum(sample.ids.size for group in experience.groups for sample in group)
-    )
     seen |= {f"time/{name}": seconds for name, seconds in clock.seconds.items()}
     seen |= packed
-    seen["throughput/rollout_tokens_per_second"] = tokens / clock.seconds["rollout"]
+    seconds, usage = clock.seconds["rollout"] + clock.seconds["pivot"], experience.usage
+    seen["throughput/rollout_tokens_per_second"] = usage.tokens / seconds
+    seen["throughput/slot_use"] = usage.tokens / max(usage.slot_steps, 1)
     return (batches, rehearsal), seen
 
   def judge(
@@ -159,21 +163,23 @@ class SelfFeedbackStage:
     """Samples responses, solves their translations and rewards them; learns nothing."""
     key = jax.random.fold_in(jax.random.key(self.config.seed), step)
     response_key, pivot_key = jax.random.split(key)
-    policy = self.engine.lay_out(state.params)
-    groups = self._sample(policy, questions, response_key)
+    policy = self._laid_out(state)
+    wanted = Translations(self, questions, pivot_key)
+    groups, usage = self._sample(policy, questions, response_key, wanted)
     clock.lap("rollout")
-    solved: list[list[Solutions]] = [[NO_SOLUTIONS] * len(group) for group in groups]
-    if rewards.needs_pivot_answers(self.config.feedback.source, self.config.srl.credit):
-      solved = self._solve(self._teacher(state, policy), questions, groups, pivot_key)
+    if wanted.waiting:  # for another teacher
+      served = self._serve(self._teacher(state), wanted.waiting)
+      wanted.rollouts, usage = served.rollouts, usage + served.usage
+    solved = wanted.solutions(groups)
     clock.lap("pivot")
     scored = self._describe(questions, groups, solved)
     golds = [self._gold(question) for question in questions]
     rng = np.random.default_rng([self.config.seed, step, processes.process_index()])
     judged = rewards.score_questions(scored, self.reward_settings, golds, rng)
-    return Experience(list(questions), groups, solved, scored, judged)
+    return Experience(list(questions), groups, solved, scored, judged, usage)
 
   def update(self, state: TrainState, batch: Any) -> tuple[TrainState, Metrics]:
-    """One optimizer step for each inner batch; the metrics are those of the last one."""
+    """One optimizer step for each inner batch. Metrics are the last one's, skips those of all."""
     batches, rehearsal = batch
     weight = np.float32(self.config.srl.rehearsal_weight)
     metrics: list[Metrics] = []
@@ -184,7 +190,8 @@ class SelfFeedbackStage:
       metrics.append(learned)
     # TrainState counts stage steps, a rollout each, whatever the number of inner updates.
     step = state.step - (len(batches) - 1)
-    return state.replace(step=step), metrics[-1]
+    skipped = jnp.stack([learned["skipped_updates"] for learned in metrics]).sum()
+    return state.replace(step=step), metrics[-1] | {"skipped_updates": skipped}
 
   def data_state(self) -> dict[str, Any]:
     """Where the data stands, for a checkpoint."""
@@ -200,33 +207,53 @@ class SelfFeedbackStage:
 
   # The pieces of a step, in order.
 
-  def _sample(self, params, questions: Sequence[Question], key) -> list[list[Sample]]:
-    srl = self.config.srl
-    asked = [self.question_prompt(question.text) for question in questions]
-    rollouts = self.engine.generate(
-      params,
-      asked,
-      [f"{question.language}/{question.id}" for question in questions],
-      key,
-      self.drawing,
-      samples=srl.group_size,
-      max_new_tokens=srl.max_new_tokens,
-      max_prompt_length=srl.max_prompt_length,
-    )
-    groups = []
-    for number, question in enumerate(questions):
-      rows = range(number * srl.group_size, (number + 1) * srl.group_size)
-      groups.append([self._read(question, asked[number], rollouts, row) for row in rows])
-    return groups
+  def _sample(
+    self, params, questions: Sequence[Question], key, wanted: "Translations"
+  ) -> tuple[list[list[Sample]], Usage]:
+    """G responses a question; those who solve translations meanwhile leave them in `wanted`."""
+    srl, key_data = self.config.srl, np.asarray(jax.random.key_data(key))
+    requests = [
+      Request(
+        prompt=self.question_prompt(question.text),
+        name=f"{question.language}/{question.id}",
+        key_data=key_data,
+        samples=srl.group_size,
+        max_new_tokens=srl.max_new_tokens,
+        sampling=self.drawing,
+        watched=True,
+      )
+      for question in questions
+    ]
+    served = self._serve(params, requests, wanted.watch)
+    groups = [
+      [self._read(question, request.prompt, rollouts, row) for row in range(srl.group_size)]
+      for question, request, rollouts in zip(
+        questions, requests, served.rollouts[: len(requests)], strict=True
+      )
+    ]
+    wanted.rollouts = served.rollouts[len(requests) :]
+    return groups, served.usage
 
-  def _read(self, question: Question, prompt: list[int], rollouts: Rollouts, row: int) -> Sample:
+  def _serve(self, params, requests: Sequence[Request], watch: Watch | None = None) -> Served:
+    srl = self.config.srl
+    return self.engine.serve(
+      params,
+      requests,
+      max_prompt_length=srl.max_prompt_length,
+      max_new_tokens=max(srl.max_new_tokens, srl.max_pivot_tokens),
+      watch=watch,
+    )
+
+  def _read(
+    self, question: Question, prompt: Sequence[int], rollouts: Rollouts, row: int
+  ) -> Sample:
     length = int(rollouts.lengths[row])
     ids = np.asarray(rollouts.tokens[row, :length])
     response = prompts.split_response(self.tokenizer, ids.tolist(), bool(rollouts.truncated[row]))
     # A response that met the limit has not stated its answer: the last number is only a step.
     answer = None if response.truncated else read_answer(response.reasoning, question.language)
     return Sample(
-      prompt=prompt,
+      prompt=list(prompt),
       ids=ids,
       sampler_logprobs=np.asarray(rollouts.logprobs[row, :length]),
       response=response,
@@ -236,69 +263,17 @@ class SelfFeedbackStage:
   def question_prompt(self, text: str) -> list[int]:
     return prompts.question_prompt(self.tokenizer, self.config.prompt.question, text)
 
-  def _teacher(self, state: TrainState, policy) -> Any:
-    teacher = self.config.feedback.teacher
-    if teacher == "policy":
-      return policy
-    if teacher == "ema":
-      return self.engine.lay_out(state.average)
+  def _teacher(self, state: TrainState) -> Any:
+    """Parameters of a teacher that is not the policy."""
+    if self.config.feedback.teacher == "ema":
+      return self._laid_out(state, state.average)
     if self.decoded_reference is None:
-      self.decoded_reference = self.engine.lay_out(self.reference)
+      self.decoded_reference = self._laid_out(state, self.reference)
     return self.decoded_reference
 
-  def _solve(
-    self,
-    params,
-    questions: Sequence[Question],
-    groups: Sequence[Sequence[Sample]],
-    key,
-  ) -> list[list[Solutions]]:
-    """K solutions of each distinct well-formed translation that fits the prompt limit."""
-    srl, samples = self.config.srl, self.config.feedback.pivot_samples
-    wanted: dict[tuple[int, str], list[int]] = {}
-    for number, group in enumerate(groups):
-      for sample in group:
-        place = (number, sample.response.translation or "")
-        if sample.response.well_formed and place not in wanted:
-          wanted[place] = self.question_prompt(place[1])
-    fitting = {
-      place: prompt for place, prompt in wanted.items() if len(prompt) <= srl.max_prompt_length
-    }
-    names = [
-      f"{questions[number].language}/{questions[number].id}/{text}" for number, text in fitting
-    ]
-    rollouts = self.engine.generate(
-      params,
-      list(fitting.values()),
-      names,
-      key,
-      self.pivot_drawing,
-      samples=samples,
-      max_new_tokens=srl.max_pivot_tokens,
-      max_prompt_length=srl.max_prompt_length,
-    )
-    solutions = {}
-    for order, place in enumerate(fitting):
-      rows = range(order * samples, (order + 1) * samples)
-      texts = tuple(
-        self.tokenizer.decode(rollouts.tokens[row, : rollouts.lengths[row]].tolist())
-        for row in rows
-      )
-      found = [read_answer(text, self.config.pivot) for text in texts]
-      answers = tuple(
-        None if answer is None or rollouts.truncated[row] else answer.value
-        for answer, row in zip(found, rows, strict=True)
-      )
-      solutions[place] = Solutions(texts, answers)
-    return [
-      [
-        solutions.get((number, sample.response.translation or ""), NO_SOLUTIONS)
-        if sample.response.well_formed
-        else NO_SOLUTIONS
-        for sample in group
-      ]
-      for number, group in enumerate(groups)
-    ]
+  def _laid_out(self, state: TrainState, trained: Any = None) -> Any:
+    """Parameters for the engine: the state's, or others in place of those it trains."""
+    return self.engine.lay_out(lora.merged(state.whole(trained), self.learner.config.dtype))
 
   def _describe(
     self,
@@ -420,10 +395,11 @@ class SelfFeedbackStage:
     srl = self.config.srl
     temperature = np.float32(srl.temperature)
     if srl.inner_batches * srl.inner_epochs > 1:
-      old = self.learner.score(state.params, batch.sequences, temperature)
+      old = self.learner.score(state.whole(), batch.sequences, temperature)
       batch = batch.replace(old_logprobs=old)
     if srl.kl_coef > 0:
-      reference = self.learner.score(self.reference, batch.sequences, temperature)
+      reference = state.whole(self.reference)
+      reference = self.learner.score(reference, batch.sequences, temperature)
       batch = batch.replace(reference_logprobs=reference)
     return batch
 
@@ -463,6 +439,84 @@ class SelfFeedbackStage:
       "distinct_translations": [len({s.response.translation for s in group}) for group in groups],
     }
     return processes.global_means(values)
+
+
+class Translations:
+  """The distinct translations of a step's responses, and their solutions in the pivot language.
+
+  Requests are made as soon as a translation is closed. Where the teacher is the policy they are
+  served beside the responses, else they are left `waiting`; `rollouts` are theirs in either case.
+  """
+
+  def __init__(self, stage: SelfFeedbackStage, questions: Sequence[Question], key):
+    self.stage, self.questions = stage, questions
+    self.key_data = np.asarray(jax.random.key_data(key))
+    config = stage.config
+    self.needed = rewards.needs_pivot_answers(config.feedback.source, config.srl.credit)
+    self.places: dict[tuple[int, str], int | None] = {}  # (question, text) -> request, if it fits
+    self.closed: set[tuple[int, int]] = set()  # responses whose translation is known
+    self.waiting: list[Request] = []
+    self.rollouts: list[Rollouts] = []
+
+  def watch(self, question: int, sample: int, ids: np.ndarray, ended: bool) -> Sequence[Request]:
+    """Told of responses as they are written; see `requests.Watch`."""
+    if not self.needed or (question, sample) in self.closed:
+      return ()
+    text = prompts.finished_translation(self.stage.tokenizer, ids.tolist())
+    if text is None:
+      return ()
+    if not ended:
+      self.closed.add((question, sample))
+    return self._wanted(question, text)
+
+  def _wanted(self, question: int, text: str) -> Sequence[Request]:
+    if (question, text) in self.places:
+      return ()
+    srl, feedback = self.stage.config.srl, self.stage.config.feedback
+    prompt = self.stage.question_prompt(text)
+    if len(prompt) > srl.max_prompt_length:
+      self.places[question, text] = None
+      return ()
+    asked = self.questions[question]
+    request = Request(
+      prompt=prompt,
+      name=f"{asked.language}/{asked.id}/{text}",
+      key_data=self.key_data,
+      samples=feedback.pivot_samples,
+      max_new_tokens=srl.max_pivot_tokens,
+      sampling=self.stage.pivot_drawing,
+    )
+    self.places[question, text] = sum(place is not None for place in self.places.values())
+    if feedback.teacher == "policy":
+      return (request,)
+    self.waiting.append(request)
+    return ()
+
+  def solutions(self, groups: Sequence[Sequence[Sample]]) -> list[list[Solutions]]:
+    """Of each well-formed response's translation."""
+    read = [self._read(rollouts) for rollouts in self.rollouts]
+
+    def of(question: int, sample: Sample) -> Solutions:
+      response = sample.response
+      if not response.well_formed or response.translation is None:
+        return NO_SOLUTIONS
+      place = self.places.get((question, response.translation))
+      return NO_SOLUTIONS if place is None else read[place]
+
+    return [[of(number, sample) for sample in group] for number, group in enumerate(groups)]
+
+  def _read(self, rollouts: Rollouts) -> Solutions:
+    texts = tuple(
+      self.stage.tokenizer.decode(tokens[:length].tolist())
+      for tokens, length in zip(rollouts.tokens, rollouts.lengths, strict=True)
+    )
+    found = [read_answer(text, self.stage.config.pivot) for text in texts]
+    # A solution that met the limit has not stated its answer.
+    answers = tuple(
+      None if answer is None or truncated else answer.value
+      for answer, truncated in zip(found, rollouts.truncated, strict=True)
+    )
+    return Solutions(texts, answers)
 
 
 def row_length(srl: Config) -> int:

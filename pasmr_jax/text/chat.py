@@ -13,22 +13,26 @@ from pasmr_jax.text.tokenizer import Tokenizer
 
 STYLES = ("plain", "chat")  # of prompts
 
+THINKING = "enable_thinking"  # what templates call the switch
 _MESSAGE = "\ue000"  # stands for the message; a private character that no template has
 
 
-def with_chat(tokenizer: Tokenizer, system: str = "") -> Tokenizer:
+def with_chat(tokenizer: Tokenizer, system: str = "", thinking: bool = False) -> Tokenizer:
   """The tokenizer, asking questions as a user's message of a chat.
 
   Args:
     tokenizer: of a model that comes with a chat template.
     system: system text; '' leaves it to the template.
+    thinking: whether the response may begin with a thought. Qwen 3's template has this switch, and
+      without it writes a thought that is empty; other templates do not read it.
 
   Raises:
-    ValueError: there is no template, it refuses (a system text, for instance), or it does not show
-      the message once as it is.
+    ValueError: there is no template, it refuses (a system text, for instance), it has no switch for
+      thinking, or it does not show the message once as it is.
   """
   import jinja2
   import jinja2.ext
+  import jinja2.meta
   import jinja2.sandbox
 
   template = tokenizer.vocabulary.chat_template
@@ -53,8 +57,19 @@ def with_chat(tokenizer: Tokenizer, system: str = "") -> Tokenizer:
     for name, token in (("bos", vocabulary.bos_id), ("eos", vocabulary.eos_id))
   }
   try:
+    switches = jinja2.meta.find_undeclared_variables(environment.parse(template))
+    if thinking and THINKING not in switches:
+      raise ValueError(
+        f"prompt.thinking is True, but the chat template of {tokenizer.source} has no such switch"
+        f" ({THINKING}); expected False"
+      )
     text = environment.from_string(template).render(
-      messages=messages, add_generation_prompt=True, tools=None, documents=None, **named
+      messages=messages,
+      add_generation_prompt=True,
+      tools=None,
+      documents=None,
+      **{THINKING: thinking},
+      **named,
     )
   except jinja2.TemplateError as error:
     raise ValueError(

@@ -9,8 +9,8 @@ Each part is encoded on its own, so the ids of a response are known before they 
 by the same rules; what breaks the format is kept whole, marked as not well formed.
 """
 
-import bisect
 import dataclasses
+import itertools
 import string
 from collections.abc import Sequence
 
@@ -128,6 +128,17 @@ def split_response(tokenizer: Tokenizer, ids: Sequence[int], truncated: bool) ->
   return Response(None, tokenizer.decode(body), False, truncated, 0)
 
 
+def finished_translation(tokenizer: Tokenizer, ids: Sequence[int]) -> str | None:
+  """The translation of a response that is still being written, once it is closed.
+
+  It is what `split_response` will find if what follows is well formed; None if it is not closed
+  yet, or cannot be well formed any more.
+  """
+  cut = _cut_tokens if tokenizer.single_token_delimiters else _cut_text
+  parts = cut(tokenizer, list(ids))
+  return parts[0] if parts is not None and parts[0].strip() else None
+
+
 def _cut_tokens(tokenizer: Tokenizer, body: list[int]) -> tuple[str, str, int] | None:
   opening, closing = tokenizer.open_ids[0], tokenizer.close_ids[0]
   if body[:1] != [opening] or body.count(opening) != 1 or body.count(closing) != 1:
@@ -146,9 +157,9 @@ def _cut_text(tokenizer: Tokenizer, body: list[int]) -> tuple[str, str, int] | N
   if not text.startswith(opening) or text.count(opening) != 1 or text.count(closing) != 1:
     return None
   translation, reasoning = text[len(opening) :].split(closing)
-  # The shortest prefix that decodes to text with the whole tag. A token that holds the end of the
-  # tag and the first characters of the reasoning belongs to the tag.
-  start = bisect.bisect_left(
-    range(len(body) + 1), True, key=lambda length: closing in tokenizer.decode(body[:length])
-  )
+  # The tokens up to the one with the tag's end. If it holds the first characters of the reasoning
+  # too, it belongs to the tag.
+  ends = itertools.accumulate(len(piece) for piece in tokenizer.pieces(body))
+  tag = len(text) - len(reasoning)
+  start = next(number for number, end in enumerate(ends, 1) if end >= tag)
   return translation, reasoning, start

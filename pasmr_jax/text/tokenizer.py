@@ -23,7 +23,16 @@ from collections.abc import Mapping, Sequence
 
 from pasmr_jax.text.vocabularies import Vocabulary, read_vocabulary
 
-DELIMITERS = ("tags", "added")  # what delimiters are that the vocabulary lacks
+DELIMITERS = ("added", "tags")  # what delimiters are that the vocabulary lacks
+_TAGS = ("<pivot>", "</pivot>")  # where the vocabulary has nothing to spare
+# Tokens to spare: they stand in a family's vocabulary, and its training did not use them.
+_RESERVED = (
+  ("<unused0>", "<unused1>"),  # Gemma
+  ("<|reserved_special_token_0|>", "<|reserved_special_token_1|>"),  # Llama 3
+  ("<SPECIAL_100>", "<SPECIAL_101>"),  # Mistral's Tekken
+  ("[control_100]", "[control_101]"),  # Mistral's SentencePiece from version 3 on
+)
+_UNDECODED = "\ufffd"  # what bytes that are no whole character decode to
 
 
 @dataclasses.dataclass(frozen=True, slots=True, eq=False)
@@ -99,6 +108,29 @@ class Tokenizer:
       text.append(self.vocabulary.decode(plain))
     return "".join(text)
 
+  def pieces(self, ids: Sequence[int]) -> list[str]:
+    """The text that each token adds, joined `decode(ids)`: for cutting and showing it by tokens.
+
+    In many scripts a character's bytes are spread over several tokens; it comes with the last of
+    them. Bytes that no later token completes come with that token as U+FFFD.
+    """
+    added: list[str] = []
+    before: list[int] = []  # tokens decoded already, as context: a library may treat a start apart
+    open_: list[int] = []  # tokens since then, the last of which ends inside a character
+    given, context = 0, 0  # characters of the open tokens that were given out, and of the context
+    for token in ids:
+      open_.append(token)
+      text = self.decode([*before, *open_])[context:]
+      whole = text.rstrip(_UNDECODED)
+      added.append(whole[given:])
+      given = len(whole)
+      if whole == text:
+        before, open_, given = open_, [], 0
+        context = len(self.decode(before))
+    if open_:
+      added[-1] += self.decode([*before, *open_])[context + given :]
+    return added
+
   def split_controls(self, text: str) -> list[str | int]:
     """Trusted text, such as a prompt template, as ordinary text around control tokens.
 
@@ -135,8 +167,9 @@ def load_tokenizer(
   Args:
     path: a SentencePiece `.model` file, a `.gguf` file, a Hugging Face folder, or a hub id.
     open_delimiter: text that opens a translation. If it is a token of the vocabulary (Gemma's
-      "<unused0>") it becomes that one token, else the ids of its text.
-    close_delimiter: text that closes a translation.
+      "<unused0>") it becomes that one token, else the ids of its text. "" takes a reserved token
+      where the vocabulary has some of the known names, else "<pivot>".
+    close_delimiter: text that closes a translation; "" if and only if `open_delimiter` is.
     stop_tokens: names of tokens that end a response beside end-of-sequence ("<end_of_turn>").
     pad_token: name of the padding token. If None: the tokenizer's own, unless that also ends a
       response (Qwen's), else bos, else unk, else any other control token: padding is masked
@@ -151,6 +184,8 @@ def load_tokenizer(
       added) of two kinds.
   """
   vocabulary = read_vocabulary(path)
+  if not open_delimiter and not close_delimiter:
+    open_delimiter, close_delimiter = _choose_delimiters(vocabulary)
 
   def named(token: str, key: str) -> int:
     token_id = vocabulary.id_of(token)
@@ -213,6 +248,14 @@ def load_tokenizer(
     _control_names={token: name for name, token in controls.items()},
     _control_pattern=re.compile(f"(?=({'|'.join(map(re.escape, names))}))"),
   )
+
+
+def _choose_delimiters(vocabulary: Vocabulary) -> tuple[str, str]:
+  """A pair of tokens that the vocabulary has; tags if it has none."""
+  for pair in (_TAGS, *_RESERVED):
+    if all(vocabulary.id_of(token) is not None for token in pair):
+      return pair
+  return _TAGS
 
 
 def _choose_padding(path: str, vocabulary: Vocabulary, taken: set[int | None]) -> int:

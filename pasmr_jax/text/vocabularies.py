@@ -17,6 +17,9 @@ from typing import Any, Protocol
 import sentencepiece
 from sentencepiece import sentencepiece_model_pb2 as sentencepiece_proto
 
+from pasmr_jax.text import hub
+
+_TOKENIZER_FILES = ("*.json", "*.model", "*.txt", "*.jinja")
 # Kinds of pieces; SentencePiece and GGUF number them alike.
 _UNKNOWN, _CONTROL, _USER_DEFINED, _UNUSED, _BYTE = 2, 3, 4, 5, 6
 
@@ -142,12 +145,10 @@ class FastVocabulary:
 def _read_hugging_face(path: str) -> Any:
   from transformers import AutoTokenizer
 
-  name, _, revision = path.partition("@")
-  if os.path.isdir(path):
-    name, revision = path, ""
   try:
-    return AutoTokenizer.from_pretrained(name, revision=revision or None)
-  except (OSError, ValueError, KeyError) as error:
+    folder = path if os.path.isdir(path) else hub.snapshot(path, _TOKENIZER_FILES)
+    return AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+  except (OSError, ValueError, KeyError, RecursionError) as error:
     raise ValueError(
       f"tokenizer {path}: expected a .model or .gguf file, a folder with tokenizer.json, or a"
       f" hub id; transformers says: {error}"

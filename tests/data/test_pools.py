@@ -70,6 +70,28 @@ def test_supervised_pools_carry_solutions_and_no_answers(root):
     assert all(q.solution and q.pivot_text and q.answer is None for q in triplets)
 
 
+def test_a_pool_reads_the_columns_that_it_uses(tmp_path):
+  """A file of bare questions has no translations, nor has one in the pivot language."""
+  rows = {
+    "bare_de": {"question": "Wie viele?"},
+    "full_de": {"question": "Wie viele?", "english": "How many?", "answer": "3"},
+    "full_en": {"question": "How many?", "answer": "3"},
+  }
+  for name, row in rows.items():
+    (tmp_path / f"{name}.jsonl").write_text(json.dumps(row))
+  config = _config(
+    srl=(f"json:{tmp_path}/bare_{{language}}.jsonl",),
+    test=(f"json:{tmp_path}/full_{{language}}.jsonl",),
+    triplets=(f"json:{tmp_path}/bare_{{language}}.jsonl",),
+  )
+  config.languages, config.data.columns.pivot_text = ("de",), "english"
+  assert [(q.text, q.pivot_text) for q in read_pool("srl", config)] == [("Wie viele?", None)]
+  found = [(q.language, q.pivot_text, q.answer) for q in read_pool("test", config)]
+  assert found == [("en", None, "3"), ("de", "How many?", "3")]
+  with pytest.raises(ValueError, match="no column 'english'"):
+    read_pool("triplets", config)
+
+
 def test_synthetic_pools_differ_by_language_except_where_they_are_compared():
   training = _read("srl", "synthetic:20")
   assert {q.pivot_text for q in training[:20]} != {q.pivot_text for q in training[20:]}

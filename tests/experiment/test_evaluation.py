@@ -13,7 +13,7 @@ from pasmr_jax.experiment import setup, summary, validation
 from pasmr_jax.experiment.evaluation import Evaluator
 from pasmr_jax.experiment.items import to_line
 from pasmr_jax.parallel import processes
-from pasmr_jax.rollout.engine import Rollouts
+from pasmr_jax.rollout.requests import Rollouts
 
 PARAMS = {"w": jnp.ones(3)}
 

@@ -8,58 +8,27 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import safetensors.numpy
 from safetensors.numpy import load_file
-from tokenizers import Tokenizer as FastTokenizer
-from tokenizers import decoders, models, pre_tokenizers, trainers
 
 from configs import base, tiny
 from pasmr_jax.experiment import exporting
 from pasmr_jax.experiment.exporting import export
 from pasmr_jax.experiment.setup import make_run
+from pasmr_jax.models import writing
 from pasmr_jax.models.pretrained import load_config, load_params
 from pasmr_jax.models.transformer import Transformer, logits, output_table
 from pasmr_jax.text.prompts import question_prompt
 from pasmr_jax.text.tokenizer import load_tokenizer
+from tests import tiny_model
 
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
 
-TEXTS = ["Anna has 7 apples.", "У Анны 7 яблок.", "আনার ৭টি আপেল আছে।"] * 20
-
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory) -> pathlib.Path:
-  """A Llama as people have them: a tokenizer without reserved tokens, a chat template."""
-  folder = tmp_path_factory.mktemp("llama")
-  fast = FastTokenizer(models.BPE())
-  fast.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-  fast.decoder = decoders.ByteLevel()
-  fast.train_from_iterator(
-    TEXTS,
-    trainers.BpeTrainer(
-      vocab_size=320,
-      special_tokens=["<|end|>", "<|user|>", "<|model|>"],
-      initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-      show_progress=False,
-    ),
-  )
-  wrapped = transformers.PreTrainedTokenizerFast(tokenizer_object=fast, eos_token="<|end|>")
-  wrapped.chat_template = "{% for m in messages %}<|{{ m.role }}|>{{ m.content }}{% endfor %}"
-  wrapped.chat_template += "{% if add_generation_prompt %}<|model|>{% endif %}"
-  wrapped.save_pretrained(folder)
-  torch.manual_seed(0)
-  config = transformers.LlamaConfig(
-    vocab_size=len(wrapped),
-    hidden_size=32,
-    intermediate_size=48,
-    num_hidden_layers=2,
-    num_attention_heads=4,
-    num_key_value_heads=2,
-    max_position_embeddings=256,
-    tie_word_embeddings=True,
-  )
-  transformers.LlamaForCausalLM(config).save_pretrained(folder)
-  return folder
+  return tiny_model.write(tmp_path_factory.mktemp("llama"))
 
 
 def configuration(folder: pathlib.Path):
@@ -138,6 +107,15 @@ def test_exporting_what_was_exported_changes_nothing(exported, tmp_path):
     assert (tmp_path / "again" / name).read_text() == (out / name).read_text()
 
 
+def test_the_model_card_says_how_to_ask(exported, monkeypatch):
+  run, params, out = exported
+  assert "as the user's message.\n" in (out / "README.md").read_text("utf-8")
+  vocabulary = run.tokenizer.vocabulary
+  monkeypatch.setattr(vocabulary, "chat_template", "{% if enable_thinking %}{% endif %}")
+  card = "\n".join(exporting._card(run, "pam_10", "qwen3", "bfloat16", params))
+  assert "as the user's message, with `enable_thinking=False`.\n" in card
+
+
 def test_the_model_card_says_how_it_was_made_and_how_well_it_does(exported):
   run, _, out = exported
   card = (out / "README.md").read_text("utf-8")
@@ -156,21 +134,46 @@ def test_the_model_card_says_how_it_was_made_and_how_well_it_does(exported):
 
 
 def test_an_interrupted_export_leaves_nothing_that_looks_finished(exported, tmp_path, monkeypatch):
+  """Wherever it ends: before, between and after the files, and while it reads them back."""
   run, params, _ = exported
   out = tmp_path / "model"
+  monkeypatch.setattr(writing, "MAX_SHARD_BYTES", 20_000)
 
-  def interrupted(*_):
+  def interrupted(*_, **__):
     raise KeyboardInterrupt
 
-  with monkeypatch.context() as patched:
-    patched.setattr(exporting, "write_model", interrupted)
-    with pytest.raises(KeyboardInterrupt):
-      export(run, params, "pam_10", out)
-  assert not out.exists()
-  assert out.with_name("model.partial").is_dir()
+  written = []
+  save_file = safetensors.numpy.save_file
+
+  def interrupted_after_two_files(tensors, path, **options):
+    if len(written) == 2:
+      raise KeyboardInterrupt
+    written.append(path)
+    save_file(tensors, path, **options)
+
+  for place, name, instead in (
+    (exporting, "write_json", interrupted),
+    (safetensors.numpy, "save_file", interrupted_after_two_files),
+    (exporting, "save_tokenizer", interrupted),
+    (exporting, "_card", interrupted),
+    (exporting, "_read_tokenizer_back", interrupted),
+  ):
+    with monkeypatch.context() as patched:
+      patched.setattr(place, name, instead)
+      with pytest.raises(KeyboardInterrupt):
+        export(run, params, "pam_10", out)
+    assert not out.exists()
+    assert out.with_name("model.partial").is_dir()
+    if name == "save_file":  # without config.json nothing reads what is there
+      assert len(written) == 2
+      with pytest.raises(FileNotFoundError, match=r"found no config\.json"):
+        load_config(out.with_name("model.partial"))
   export(run, params, "pam_10", out, "bfloat16")
   assert not out.with_name("model.partial").exists()
-  assert load_file(out / "model.safetensors")["model.norm.weight"].dtype == jnp.bfloat16
+  files = sorted(out.glob("*.safetensors"))
+  assert len(files) > 2
+  dtypes = {values.dtype for file in files for values in load_file(file).values()}
+  assert dtypes == {jnp.dtype("bfloat16")}
   with pytest.raises(ValueError, match=r"model: expected no such file, or an empty folder"):
     export(run, params, "pam_10", out)
 

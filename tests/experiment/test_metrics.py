@@ -1,11 +1,11 @@
-"""Metrics: what is written, what a resumed run takes back, the stop on a number that is none."""
+"""Metrics: what is written, and what a resumed run takes back."""
 
 import json
 
 import pytest
 
 from configs import base as base_config
-from pasmr_jax.experiment.metrics import Metrics, NonFiniteError, Timer, without_measured
+from pasmr_jax.experiment.metrics import Metrics, Timer, without_measured
 
 STAGES = ("pam", "srl")
 
@@ -39,14 +39,51 @@ def test_rewind_takes_back_what_follows_the_checkpoint_and_a_torn_line(metrics, 
   kept = [(line["stage"], line["step"]) for line in _lines(tmp_path)]
   assert kept == [("pam", 1), ("pam", 2), ("srl", 1), ("srl", 2)]
   metrics.rewind("pam", 0)
-  assert _lines(tmp_path) == []
+  assert [line["stage"] for line in _lines(tmp_path)] == ["srl", "srl"]
 
 
-@pytest.mark.parametrize("name", ["loss", "gradient_norm"])
-def test_a_number_that_is_none_stops_the_run_after_it_is_written(metrics, tmp_path, name):
-  with pytest.raises(NonFiniteError, match=f"pam step 3: {name} is nan"):
-    metrics.write("pam", 3, {name: float("nan")})
-  assert "NaN" in (tmp_path / "metrics.jsonl").read_text()
+def test_an_earlier_stage_that_is_trained_again_takes_its_place(metrics, tmp_path):
+  for stage, step in (("pam", 1), ("pam", 2), ("srl", 1), ("srl", 2)):
+    metrics.write(stage, step, {"loss": step})
+  expected = (tmp_path / "metrics.jsonl").read_bytes()
+  metrics.rewind("pam", 1)
+  metrics.write("pam", 2, {"loss": 2})
+  metrics.rewind("srl", 2)
+  assert (tmp_path / "metrics.jsonl").read_bytes() == expected
+
+
+def test_a_line_that_is_none_is_left_out_and_told(metrics, tmp_path, capsys):
+  metrics.write("pam", 1, {"loss": 1})
+  with (tmp_path / "metrics.jsonl").open("ab") as file:
+    file.write(b"\0" * 40 + b'\n[1]\n{"stage": "pam"}\n\xff\n')
+  metrics.write("pam", 2, {"loss": 2})
+  metrics.rewind("pam", 2)
+  assert [line["step"] for line in _lines(tmp_path)] == [1, 2]
+  said = capsys.readouterr().err
+  assert [f"metrics.jsonl:{number}: no line of metrics" in said for number in range(1, 7)] == [
+    False, True, True, True, True, False
+  ]  # fmt: skip
+
+
+def test_tensorboard_has_what_metrics_have_after_a_resume(tmp_path):
+  from tensorboardX.proto.event_pb2 import Event
+
+  config = base_config.log()
+  config.progress = False
+  for first in (0, 2, 3):  # killed twice, with a line more than the checkpoint
+    opened = Metrics(tmp_path, STAGES, config)
+    opened.rewind("pam", first)
+    for step in range(first + 1, first + 4):
+      opened.write("pam", step, {"loss": step, "kl": float("nan")})
+    opened.__exit__()
+  (path,) = (tmp_path / "tensorboard").iterdir()
+  data, found = path.read_bytes(), []
+  while data:
+    length = int.from_bytes(data[:8], "little")
+    event = Event.FromString(data[12 : 12 + length])
+    found += [(value.tag, event.step, value.simple_value) for value in event.summary.value]
+    data = data[16 + length :]
+  assert found == [("pam/loss", step, step) for step in range(1, 7)]
 
 
 def test_times_are_set_apart():

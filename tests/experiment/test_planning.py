@@ -18,7 +18,8 @@ from pasmr_jax.experiment.planning import PlanError, Planning, UnsuitableError
 from pasmr_jax.experiment.planning_cost import CHIPS, Cost
 from pasmr_jax.experiment.planning_sizes import PUBLISHED, published
 from pasmr_jax.experiment.planning_worker import largest
-from pasmr_jax.experiment.planning_workload import adjust, decoded_together, workload
+from pasmr_jax.experiment.planning_workload import adjust, workload
+from pasmr_jax.learning.logprobs import LOGITS
 from pasmr_jax.models.transformer import init_params
 from pasmr_jax.parallel.mesh import make_mesh
 
@@ -217,20 +218,16 @@ def test_the_floor_is_what_takes_longest():
 # Shapes.
 
 
-def test_prompts_decoded_together():
-  """On 8 devices: chunks of max_rows, a smaller one at a power of two for each device."""
-  assert decoded_together(32, 8, 256, 8) == (32, 1)
-  assert decoded_together(3, 4, 256, 8) == (8, 1)
-  assert decoded_together(100, 4, 0, 8) == (104, 1)
-  assert decoded_together(100, 4, 128, 8) == (32, 4)
-
-
 def test_a_step_is_planned_at_its_limits():
   config = pasmr_gemma.get_config("1b")
   load = workload(config, fsdp=8, fill=1.0)
   assert (load.update_rows, load.update_length, load.prompt_length) == (256, 1024, 512)
-  assert (load.prompts, load.calls) == (32, 1)
-  assert (load.pivot_prompts, load.pivot_calls) == (64, 4)
+  assert (load.slots, load.row_length, load.prefill_prompts) == (256, 1024, 16)
+  assert load.prefills == 32 // 16 + 256 // 16
+  # 256 responses of 512 tokens and 256 x 4 solutions of 384, 8 steps of 256 slots a call.
+  assert load.decodes == (256 * 512 + 256 * 4 * 384) // (256 * 8)
+  assert workload(config, fsdp=8, fill=0.25).decodes == load.decodes // 4
+  assert workload(config, fsdp=512, fill=1.0).slots == 512
   assert workload(config, fsdp=8, fill=0.25).update_rows == 64
   config.srl.update_rows, config.srl.row_length = 100, 2048
   assert workload(config, fsdp=8, fill=1.0).update_rows == 64  # 50 of them, padded to the bucket
@@ -310,13 +307,13 @@ def made_up(fits: bool, mesh=(4, 1)):
     "filled_by": {"moments": 9 * GIB, "parameters": 4 * GIB, "logits": 2 * GIB},
   }  # fmt: skip
   rollout = update | {
-    "program": "rollout", "fits": True, "over_bytes": 0,
-    "parts": [part("rollout prefill", 2, 0.25), part("rollout decode", 2, 0.25)],
+    "program": "decode", "fits": True, "over_bytes": 0,
+    "parts": [part("prefill", 2, 0.25), part("decode", 2, 0.25)],
   }  # fmt: skip
   return {
     "parameters": 1000, "sizes_from": "published sizes of x", "limit_bytes": 15.75 * GIB,
     "mesh": dict(zip(("fsdp", "tensor"), mesh, strict=True)), "fill": 1.0, "fits": fits,
-    "workload": {"prompts": 2, "calls": 1, "pivot_prompts": 3, "pivot_calls": 1,
+    "workload": {"slots": 4, "prefill_prompts": 2, "prefills": 3, "decodes": 1, "row_length": 64,
                  "update_rows": 8, "update_length": 64, "prompt_length": 32},
     "adjusted": ["--config.srl.microbatches=1"], "programs": [rollout, update],
   }  # fmt: skip
@@ -395,18 +392,21 @@ def test_a_report_says_what_fills_memory_and_what_a_step_takes():
   report = {"topology": "v5e:2x2", "quick": False} | made_up(True)
   shares = planning_table.step_parts(report)
   assert shares == [
-    ("rollout prefill", 0.5, 0.125),
-    ("rollout decode", 0.5, 0.125),
+    ("prefill", 0.5, 0.125),
+    ("decode", 0.5, 0.125),
     ("srl update", 3.0, 0.75),
   ]
   text = planning_table.render(report)
   assert "4 chips, fsdp=4 x tensor=1, 15.75 GiB" in text
   assert "1,000 parameters (published sizes of x)" in text
   assert "moments 9.00, parameters 4.00, logits 2.00" in text
-  assert "One SRL step takes at least 4 s: rollout prefill 12.5%" in text
+  assert "One SRL step takes at least 4 s: prefill 12.5%" in text
   assert "--config.srl.microbatches=1" in text
   assert "It leaves out everything else" in text
-  assert "2 prompts x 1, up to 3 translations x 1, and updates on 8 packed rows of 64" in text
+  assert (
+    "3 batches of 2 prompts, 1 calls of the decoder on 4 slots, and updates on 8 packed rows of 64"
+    in text
+  )
   assert planning_table.advice(report, tiny.get_config()) == []
   supervised = report | {"programs": [report["programs"][1] | {"program": "pam update"}]}
   assert "SRL step" not in planning_table.render(supervised)
@@ -422,7 +422,7 @@ def test_what_does_not_fit_comes_with_keys_that_help():
   assert keys[:3] == [
     "a slice with more chips",
     "model.param_dtype=bfloat16",
-    "srl.optimizer.name=adafactor or lion",
+    "srl.optimizer.name=adafactor, lion or muon",
   ]
   assert "srl.microbatches=2" in keys
   assert "model.remat=full" in keys
@@ -473,7 +473,7 @@ def compiled_plan(tmp_path_factory):
 def test_the_programs_of_training_compile_for_a_tpu(compiled_plan):
   report, printed = compiled_plan
   programs = {program["program"]: program for program in report["programs"]}
-  assert list(programs) == ["reshard", "rollout", "srl update"]
+  assert list(programs) == ["reshard", "prefill", "decode", "srl update"]
   for program in programs.values():
     assert program["fits"]
     assert 0 < program["peak_bytes"] < 15.75 * GIB
@@ -486,23 +486,60 @@ def test_the_programs_of_training_compile_for_a_tpu(compiled_plan):
 @pytest.mark.slow
 def test_decoding_gathers_no_weights(compiled_plan):
   report, _ = compiled_plan
-  _, rollout, _ = report["programs"]
-  _, decode = rollout["parts"]
-  tokens = decode["tokens"] / report["workload"]["prompts"] / 16
-  assert sum(decode["collective_bytes"].values()) / tokens < 100  # whether all rows are done
+  _, _, decode, _ = report["programs"]
+  steps, slots = 8, report["workload"]["slots"]
+  (part,) = decode["parts"]
+  assert part["tokens"] == steps * slots
+  assert sum(part["collective_bytes"].values()) / steps < 100  # whether all rows are done
+  # A step reads the weights and the cache, and what it keeps of logits and rows is little.
+  filled = decode["filled_by"]
+  read = filled["parameters laid out" if "parameters laid out" in filled else "parameters"]
+  assert part["hbm_bytes"] / steps < 1.1 * (read + filled["cache"]) + 64 * filled["logits"]
   reshard = report["programs"][0]["parts"][0]
   assert reshard["collective_bytes"]["all-gather"] > 1.4 * report["parameters"]  # 3/4 of 2 bytes
 
 
 @pytest.mark.tpu_compile
 @pytest.mark.slow
-def test_no_update_holds_logits_of_whole_rows(compiled_plan):
-  report, _ = compiled_plan
-  update = report["programs"][2]
-  load, vocabulary = report["workload"], 768
-  rows = load["update_rows"] // 4
-  assert rows * 128 * vocabulary == update["largest_with_vocabulary"]
-  assert update["largest_with_vocabulary"] < rows * load["update_length"] * vocabulary
+def test_the_embedding_is_gathered_and_its_gradient_reduced_once_a_pass(tmp_path):
+  """Gemma 3 270M's own vocabulary over four chips, its rows in one microbatch of many chunks."""
+  pytest.importorskip("libtpu", reason="libtpu, which compiles for TPUs, is not installed")
+  vocabulary, width, rows = 262_144, 640, 64
+  settings = {
+    "stages": "('pam',)",
+    "pam.batch_size": rows,
+    "pam.microbatches": 1,
+    "pam.max_length": 512,
+    "model.attention": "xla",
+  }
+  given = [f"--config.{key}={value}" for key, value in settings.items()]
+  out = tmp_path / "plan.json"
+  config = f"--config={ROOT / 'configs' / 'pasmr_gemma.py'}:270m"
+  flags = ["--quick", "--topology=v5e:2x2", f"--cache={tmp_path}", f"--out={out}"]
+  finished = subprocess.run(
+    [sys.executable, ROOT / "plan.py", config, *flags, *given],
+    cwd=ROOT,
+    env=os.environ | {"XLA_FLAGS": "", "HF_HUB_OFFLINE": "1"},
+    capture_output=True,
+    text=True,
+    timeout=590,
+    check=False,
+  )
+  assert finished.returncode == 0, finished.stderr[-3000:]
+  (program,) = json.loads(out.read_text("utf-8"))["programs"]
+  # No array has more than a chunk's logits: 512 of each device's 8,192 tokens.
+  assert program["largest_with_vocabulary"] == vocabulary * width
+  assert LOGITS // vocabulary < width
+  (part,) = program["parts"]
+  moved = part["collective_bytes"]
+  table, layers = vocabulary * width, 268_098_176 - vocabulary * width
+  share = 3 / 4  # of an array that reaches a device from the three others
+  # The table is gathered once, in bfloat16; the layers forward, for the recomputation and backward,
+  # of which the compiler may merge the last two. A table of each chunk would be 15 tables more.
+  once, most = share * 2 * (2 * layers + table), share * 2 * (3 * layers + table)
+  assert once <= moved["all-gather"] < 1.1 * most
+  reduced = moved.get("reduce-scatter", 0) + moved.get("all-reduce", 0)
+  assert reduced < 1.1 * share * 4 * (layers + 2 * table)
 
 
 @pytest.mark.tpu_compile

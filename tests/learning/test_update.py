@@ -10,12 +10,13 @@ import pytest
 
 from configs import base as base_config
 from pasmr_jax.learning import losses
-from pasmr_jax.learning.optim import make_optimizer, make_schedule
+from pasmr_jax.learning.optim import NAMES, make_optimizer
 from pasmr_jax.learning.update import Learner
+from pasmr_jax.models import lora
 from pasmr_jax.models.config import TransformerConfig
-from pasmr_jax.models.transformer import init_params
+from pasmr_jax.models.transformer import as_computed, init_params, param_shapes
 from pasmr_jax.parallel import rules
-from pasmr_jax.parallel.mesh import make_mesh, param_shardings, shard_batch
+from pasmr_jax.parallel.mesh import adapter_shardings, make_mesh, param_shardings, shard_batch
 
 CONFIG = TransformerConfig(
   vocab_size=64,
@@ -190,18 +191,7 @@ def _settings(**changes):
   return settings
 
 
-def test_schedule():
-  cosine = make_schedule(_settings(warmup_steps=4, final_fraction=0.1), 24)
-  # The first step already learns; the peak comes after the warm-up; the end is a tenth.
-  np.testing.assert_allclose([cosine(0), cosine(3), cosine(4)], [2e-3, 8e-3, 1e-2], rtol=1e-5)
-  np.testing.assert_allclose([cosine(14), cosine(24)], [5.5e-3, 1e-3], rtol=1e-5)
-  linear = make_schedule(_settings(schedule="linear", warmup_steps=0), 10)
-  np.testing.assert_allclose(linear(5), 5e-3, rtol=1e-5)
-  with pytest.raises(ValueError, match="'step'; expected one of"):
-    make_schedule(_settings(schedule="step"), 10)
-
-
-@pytest.mark.parametrize("name", ["adamw", "adafactor", "lion"])
+@pytest.mark.parametrize("name", NAMES)
 def test_every_optimizer_descends(name):
   learner = _learner(optimizer=make_optimizer(_settings(name=name, learning_rate=3e-3), 50))
   state = learner.init(_params())
@@ -211,13 +201,87 @@ def test_every_optimizer_descends(name):
   assert float(last["loss"]) < float(first["loss"]) - 0.2
 
 
-def test_weight_decay_leaves_norms_alone():
-  optimizer = make_optimizer(_settings(weight_decay=0.5, clip_norm=0.0, warmup_steps=0), 10)
-  params = _params()
-  zeros = jax.tree.map(jnp.zeros_like, params)
-  updates, _ = optimizer.update(zeros, optimizer.init(params), params)
-  flat = {jax.tree_util.keystr(path): x for path, x in jax.tree_util.tree_leaves_with_path(updates)}
-  moved = {name: bool(jnp.any(x != 0)) for name, x in flat.items()}
-  assert moved["['embedding']"]
-  assert not any(value for name, value in moved.items() if "norm" in name)
-  assert any("norm" in name for name in moved)
+# Adapters.
+
+LORA = lora.LoraSettings(rank=3, alpha=6.0, targets=("query", "output", "down"))
+_SHAPES = lora.adapter_shapes(param_shapes(CONFIG), LORA)
+
+
+def _adapters():
+  """Ones that add something, as after some steps."""
+  made = lora.init_adapters(_SHAPES, jax.random.key(1))
+  return jax.tree.map(lambda x: x + 0.2 * jnp.cos(jnp.arange(x.size)).reshape(x.shape), made)
+
+
+def _frozen(params=None):
+  return lora.Frozen(_params() if params is None else params, LORA, "seed:0")
+
+
+def _adapted(learner):
+  """The state after a supervised and a policy step of adapters."""
+  state = learner.init(_adapters(), frozen=_frozen())
+  state, _ = learner.update_supervised(state, _rows())
+  return learner.update_policy(state, _policy_batch(), _rows(1), SETTINGS, np.float32(0.5))
+
+
+def test_adapters_move_by_the_gradient_through_their_sum_and_nothing_else_moves():
+  learner = _learner()
+  state, metrics = learner.update_supervised(learner.init(_adapters(), frozen=_frozen()), _rows())
+
+  def loss(adapters, rows):
+    merged = lora.merged(lora.Adapted(_params(), adapters, LORA.scale))
+    return learner._supervised(merged, losses.normalized(rows))[0]
+
+  expected, gradients = jax.jit(jax.value_and_grad(loss))(_adapters(), _rows())
+  assert float(metrics["loss"]) == pytest.approx(float(expected), rel=1e-5)
+  _close(state.params, jax.tree.map(jnp.subtract, _adapters(), gradients), 1e-5)
+  assert min(float(jnp.abs(leaf).max()) for leaf in jax.tree.leaves(gradients)) > 1e-3
+  _close(state.frozen.params, _params(), 0)
+
+
+def test_frozen_weights_have_no_moments_and_their_table_no_gradient():
+  config = dataclasses.replace(CONFIG, vocab_size=96)
+  learner = _learner(config=config, optimizer=optax.adamw(1e-3))
+  params = jax.jit(lambda: init_params(config, jax.random.key(0)))()
+  state = learner.init(_adapters(), frozen=_frozen(params))
+  moments = sum(leaf.size for leaf in jax.tree.leaves(state.opt_state))
+  assert moments == 2 * sum(leaf.size for leaf in jax.tree.leaves(_SHAPES)) + 1
+  # The output table's gradient has an axis of devices while it is summed: [1, 96, 32].
+  traced = str(Learner.update_supervised.trace(learner, state, _rows()).jaxpr)
+  assert "f32[1,96,32]" not in traced
+  whole = learner.init(params)
+  assert "f32[1,96,32]" in str(Learner.update_supervised.trace(learner, whole, _rows()).jaxpr)
+
+
+def test_adapters_in_microbatches_on_eight_devices_equal_those_of_one():
+  one, metrics = _adapted(_learner())
+  mesh = make_mesh(4, 2)
+  shardings = param_shardings(CONFIG, mesh, rules.TRAINING)
+  own = adapter_shardings(CONFIG, mesh, rules.TRAINING, LORA)
+  learner = _learner(microbatches=2)
+  with jax.set_mesh(mesh):
+    frozen = _frozen(jax.device_put(_params(), shardings))
+    state = learner.init(jax.device_put(_adapters(), own), frozen=frozen)
+    state, _ = learner.update_supervised(state, shard_batch(_rows(), mesh))
+    state, found = learner.update_policy(
+      state,
+      shard_batch(_policy_batch(), mesh),
+      shard_batch(_rows(1), mesh),
+      SETTINGS,
+      np.float32(0.5),
+    )
+  _close(state.params, one.params, 2e-5)
+  assert float(found["loss"]) == pytest.approx(float(metrics["loss"]), abs=1e-5)
+  for tree, expected in ((state.params, own), (state.frozen.params, shardings)):
+    kept = jax.tree.map(lambda a, b: a.sharding.is_equivalent_to(b, a.ndim), tree, expected)
+    assert all(jax.tree.leaves(kept))
+
+
+def test_a_reference_in_the_compute_dtype_scores_the_same_to_the_bit():
+  config = dataclasses.replace(CONFIG, dtype="bfloat16")
+  learner, params = _learner(config=config), _params()
+  reference = as_computed(params, config)
+  assert reference["embedding"].dtype == jnp.bfloat16
+  assert reference["final_norm"]["scale"].dtype == jnp.float32
+  scored = [learner.score(one, _rows(), 1.0) for one in (params, reference)]
+  np.testing.assert_array_equal(*scored)

@@ -2,11 +2,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from pasmr_jax.models.attention import (
+  _scores_keys_first,
+  _scores_queries_first,
   attend,
-  attend_by_group,
-  attend_by_head,
-  cache_mask,
-  init_cache,
+  attend_parts,
   segment_mask,
 )
 
@@ -20,12 +19,6 @@ def test_segment_mask_is_the_worked_example():
     [0, 0, 0, 0, 0],
   ]
   np.testing.assert_array_equal(segment_mask(jnp.array([[1, 1, 2, 2, 0]]))[0], expected)
-
-
-def test_cache_mask_is_the_worked_example():
-  mask = cache_mask(jnp.array([1, 0]), jnp.int32(2), length=2, slots=5)
-  np.testing.assert_array_equal(mask[0], [[0, 1, 1, 0, 0], [0, 1, 1, 1, 0]])
-  np.testing.assert_array_equal(mask[1], [[1, 1, 1, 0, 0], [1, 1, 1, 1, 0]])
 
 
 def test_attend_equals_attention_written_out():
@@ -44,17 +37,19 @@ def test_attend_equals_attention_written_out():
         np.testing.assert_allclose(found[b, t, head], expected, atol=1e-5)
 
 
-def test_one_token_is_attended_the_same_by_head_and_by_group():
+def test_keys_in_several_arrays_are_attended_as_if_they_were_in_one():
   rng = np.random.default_rng(1)
   queries = jnp.array(rng.normal(size=(3, 1, 6, 8)), jnp.float32)
-  keys, values = jnp.array(rng.normal(size=(2, 3, 2, 5, 8)), jnp.float32)
-  mask = jnp.array([[[1, 1, 0, 0, 0]], [[0, 0, 1, 1, 1]], [[1, 1, 1, 1, 1]]], bool)
-  expected = attend_by_group(queries, keys, values, mask, 4.0)
-  for found in (
-    attend_by_head(queries, keys, values, mask, 4.0),
-    attend(queries, keys, values, mask, 4.0),
-  ):
-    np.testing.assert_allclose(found, expected, atol=1e-6)
+  keys, values = jnp.array(rng.normal(size=(2, 3, 2, 6, 8)), jnp.float32)
+  mask = jnp.array([[[1, 1, 0, 0, 0, 1]], [[0, 0, 1, 1, 1, 1]], [[0, 0, 0, 0, 0, 1]]], bool)
+  expected = attend(queries, keys, values, mask, 4.0)
+  cuts = (slice(0, 4), slice(4, 6))
+  parts = [(keys[:, :, cut], values[:, :, cut], mask[..., cut]) for cut in cuts]
+  np.testing.assert_allclose(attend_parts(queries, parts, 4.0), expected, atol=1e-6)
+  grouped = queries.reshape(3, 2, 3, 8)
+  np.testing.assert_allclose(
+    _scores_keys_first(grouped, keys), _scores_queries_first(grouped, keys), atol=1e-6
+  )
 
 
 def test_a_query_with_nothing_to_see_gives_no_nan():
@@ -63,11 +58,3 @@ def test_a_query_with_nothing_to_see_gives_no_nan():
     ones, jnp.ones((1, 2, 3, 4)), jnp.ones((1, 2, 3, 4)), jnp.zeros((1, 1, 3), bool), None
   )
   assert np.isfinite(found).all()
-
-
-def test_init_cache_is_empty_and_of_the_asked_dtype(small):
-  cache = init_cache(small, batch=3, length=7, dtype="bfloat16")
-  assert cache.keys.shape == cache.values.shape == (4, 3, 2, 7, 8)
-  assert cache.keys.dtype == jnp.bfloat16
-  assert cache.index == 0
-  assert cache.start.tolist() == [0, 0, 0]

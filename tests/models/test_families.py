@@ -1,5 +1,6 @@
 """Every family against transformers, on the same tiny checkpoint with every feature on."""
 
+import dataclasses
 import json
 
 import checkpoints  # beside this file; skips where torch is absent
@@ -8,11 +9,17 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from pasmr_jax.models.attention import init_cache
+from pasmr_jax.models.cache import init_cache, settle
 from pasmr_jax.models.families import FAMILIES
 from pasmr_jax.models.pretrained import load_config, load_params
 from pasmr_jax.models.stored import stored_tensors
-from pasmr_jax.models.transformer import Transformer, logits, output_table
+from pasmr_jax.models.transformer import (
+  Transformer,
+  decode_step,
+  logits,
+  output_table,
+  unstacked,
+)
 
 TOKENS = checkpoints.TOKENS
 
@@ -90,18 +97,24 @@ def test_config_has_every_feature_of_the_checkpoint(checkpoint):
 
 
 @jax.jit(static_argnums=0)
-def apply(config, params, tokens, cache=None):
-  start = 0 if cache is None else cache.index
-  positions = jnp.broadcast_to(start + jnp.arange(tokens.shape[1]), tokens.shape)
+def apply(config, params, tokens):
+  positions = jnp.broadcast_to(jnp.arange(tokens.shape[1]), tokens.shape)
   ones = jnp.ones_like(tokens)
-  hidden, cache = Transformer(config).apply({"params": params}, tokens, positions, ones, cache)
+  hidden, _ = Transformer(config).apply({"params": params}, tokens, positions, ones)
+  return logits(hidden, output_table(params, config), config)
+
+
+@jax.jit(static_argnums=0)
+def step(config, params, tokens, cache):
+  hidden, cache = decode_step(params, tokens, cache, config)
+  cache = settle(cache)
   return logits(hidden, output_table(params, config), config), cache
 
 
 @jax.jit(static_argnums=0)
 def loss_and_gradient(config, params, tokens):
   def loss(params):
-    found, _ = apply(config, params, tokens)
+    found = apply(config, params, tokens)
     logprobs = jax.nn.log_softmax(found[:, :-1])
     return -jnp.mean(jnp.take_along_axis(logprobs, tokens[:, 1:, None], axis=-1)), found
 
@@ -128,16 +141,17 @@ def test_logits_gradients_and_cached_decoding_equal_those_of_transformers(checkp
     layers = enumerate(ours) if path[0] == "layers" else [(None, ours)]
     for layer, gradient in layers:
       wanted = theirs.pop(tensor.hugging_face.format(layer))
-      difference = np.abs(tensor.from_ours(np.asarray(gradient)) - wanted).max()
+      difference = np.abs(tensor.as_stored(np.asarray(gradient)) - wanted).max()
       assert difference < 1e-3 * max(1.0, np.abs(wanted).max()), (path, layer, difference)
   assert not theirs
 
   # Through the cache token by token; prompts of several are in test_transformer.py.
-  cache, decoded = init_cache(config, len(TOKENS), TOKENS.shape[1]), []
+  config, apart = dataclasses.replace(config, stacked=False), unstacked(params)
+  cache, decoded = init_cache(config, len(TOKENS), TOKENS.shape[1], recent=1), []
   for at in range(TOKENS.shape[1]):
-    part, cache = apply(config, params, TOKENS[:, at : at + 1], cache)
+    part, cache = step(config, apart, TOKENS[:, at], cache)
     decoded.append(part)
-  np.testing.assert_allclose(np.concatenate(decoded, axis=1), found, atol=1e-4)
+  np.testing.assert_allclose(np.stack(decoded, axis=1), found, atol=1e-4)
 
 
 UNSUPPORTED = {

@@ -12,6 +12,8 @@ import pytest
 
 from pasmr_jax.models.pretrained import load_config, load_params
 from pasmr_jax.models.stored import stored_tensors
+from pasmr_jax.parallel.mesh import make_mesh, param_shardings
+from pasmr_jax.parallel.rules import TRAINING
 
 Kind = gguf.GGMLQuantizationType
 # Each has another kind of the embedding, which is the matrix with rows of whole blocks (32).
@@ -159,6 +161,9 @@ def test_gguf_equals_the_folder(family, tmp_path):
     config = dataclasses.replace(config, query_scale=8**-0.5)
   assert load_config(path) == config
   found, expected = load_params(path, config), load_params(tmp_path, config)
+  # Split by heads, whose rows are in another order, and by columns, across blocks of values.
+  sharded = load_params(path, config, param_shardings(config, make_mesh(-1, 2), TRAINING))
+  jax.tree.map(np.testing.assert_array_equal, sharded, found)
   step = np.abs(found["embedding"]).max() * STEPS.get(kind, 0.0)
   np.testing.assert_allclose(found.pop("embedding"), expected.pop("embedding"), atol=step)
   # Gemma's norms lose their last bits when one is added.

@@ -2,18 +2,33 @@
 
 import dataclasses
 import json
+import pathlib
 import shutil
-import tracemalloc
+import subprocess
+import sys
+import threading
+import time
 
 import checkpoints  # beside this file; skips where torch is absent
 import jax
 import numpy as np
 import pytest
 from safetensors import torch as safetensors_torch
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+from transformers import PreTrainedTokenizerFast
 
+from pasmr_jax.models import pretrained, writing
+from pasmr_jax.models.config import TransformerConfig
 from pasmr_jax.models.pretrained import load_config, load_params
+from pasmr_jax.models.transformer import param_shapes
+from pasmr_jax.models.writing import find_layout, write_model
 from pasmr_jax.parallel.mesh import make_mesh, param_shardings
 from pasmr_jax.parallel.rules import DECODING, TRAINING
+from pasmr_jax.text.vocabularies import read_vocabulary
+from tests import runs
+
+READING = str(pathlib.Path(__file__).with_name("reading.py"))
 
 
 @pytest.fixture(scope="module", params=["gemma3", "qwen2"])
@@ -62,26 +77,106 @@ def test_tokens_that_the_checkpoint_does_not_know_begin_as_the_mean_of_others(fo
     load_params(folder, grown)
 
 
-def test_the_host_holds_little_more_than_one_tensor(tmp_path):
-  """Besides the parameters: 1.3 times the largest tensor, in the dtype that is asked for."""
-  config = checkpoints.FAMILIES["llama"]().config
-  config.vocab_size, config.hidden_size, config.intermediate_size = 8192, 512, 1024
-  config.head_dim, config.num_hidden_layers = 64, 8
-  model = type(checkpoints.FAMILIES["llama"]())(config).to(checkpoints.torch.bfloat16)
-  model.save_pretrained(tmp_path)
-  ours = load_config(tmp_path)
-  load_params(tmp_path, ours)  # what is imported and compiled once
-  largest, all_layers = 8192 * 512 * 4, 8 * 512 * 1024 * 4
-  tracemalloc.start()
-  params = load_params(tmp_path, ours)
-  held, peak = tracemalloc.get_traced_memory()
-  tracemalloc.stop()
-  assert largest < peak < 1.3 * largest + held
-  assert all_layers >= largest
-  np.testing.assert_array_equal(
-    np.asarray(params["layers"]["mlp"]["up"][5]),
-    model.model.layers[5].mlp.up_proj.weight.detach().float().numpy().T,
+def test_a_bar_shows_how_far_reading_is(folder, monkeypatch):
+  bars = []
+
+  class Watched(pretrained.Progress):
+    def __init__(self, *args, **options):
+      super().__init__(*args, **options)
+      bars.append(self)
+
+  monkeypatch.setattr(pretrained, "Progress", Watched)
+  config = load_config(folder)
+  load_params(folder, config)
+  load_params(folder, config, show_progress=True)
+  assert [bar.disable for bar in bars] == [True, False]
+  (task,) = bars[1].tasks
+  # A step for each tensor of each layer, and for those outside of layers.
+  assert task.finished
+  inside = len(jax.tree.leaves(param_shapes(config)["layers"]))
+  outside = len(jax.tree.leaves(param_shapes(config))) - inside
+  assert task.total == config.num_layers * inside + outside
+
+
+@pytest.fixture(scope="module")
+def large(tmp_path_factory):
+  """A model of 240 MB in float32, in files of bfloat16, and the bytes of its largest tensor."""
+  config = TransformerConfig(
+    vocab_size=8192,
+    embed_dim=1024,
+    num_layers=2,
+    num_heads=8,
+    num_kv_heads=4,
+    head_dim=128,
+    mlp_dim=6144,
+    query_scale=128**-0.5,
+    tie_embeddings=False,
   )
+  folder = tmp_path_factory.mktemp("large")
+  params = jax.tree.map(lambda shape: np.full(shape.shape, 0.5, np.float32), param_shapes(config))
+  layout = find_layout(config, config.vocab_size, {"max_position_embeddings": 64}, "bfloat16")
+  with pytest.MonkeyPatch.context() as patch:
+    patch.setattr(writing, "MAX_SHARD_BYTES", 30_000_000)
+    write_model(folder, layout, params, "bfloat16")
+  assert len(list(folder.glob("*.safetensors"))) > 3
+  return folder, 4 * config.vocab_size * config.embed_dim
+
+
+def anonymous_bytes(process: int) -> int:
+  """Memory of a process that no file stands behind."""
+  lines = pathlib.Path(f"/proc/{process}/status").read_text().splitlines()
+  return next(1024 * int(line.split()[1]) for line in lines if line.startswith("RssAnon"))
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(
+  not pathlib.Path("/proc/self/status").exists(), reason="memory is read in /proc"
+)
+def test_the_host_holds_little_more_than_one_tensor(large, compiled):
+  """Besides its share of the parameters, on CPU all: 1.3 times the largest tensor."""
+  folder, largest = large
+  # So that what is freed is given back at once, and the peak is of what is held.
+  environment = runs.environment(compiled, devices=4) | {"MALLOC_MMAP_THRESHOLD_": "65536"}
+  command = [sys.executable, READING, folder, "2", "2"]
+  with subprocess.Popen(
+    command,
+    env=environment | {"PYTHONPATH": str(runs.ROOT)},
+    stdin=subprocess.PIPE,
+    stdout=subprocess.PIPE,
+    text=True,
+  ) as process:
+    assert process.stdin is not None
+    assert process.stdout is not None
+    begun = json.loads(process.stdout.readline())
+    before = anonymous_bytes(begun["process"])
+    process.stdin.write("go on\n")
+    process.stdin.flush()
+    peak, done = before, []
+    watching = threading.Thread(target=lambda: done.append(process.stdout.readline()))
+    watching.start()
+    while not done:
+      peak = max(peak, anonymous_bytes(begun["process"]))
+      time.sleep(0.001)
+    watching.join()
+    assert done[0].startswith("read")
+    process.stdin.write("end\n")
+  assert process.returncode == 0
+  above = peak - before - begun["size"]
+  print(f"{above / largest:.2f} of the largest tensor above the parameters")
+  assert begun["size"] > 7 * largest
+  assert above < 1.3 * largest
+
+
+@pytest.mark.slow
+def test_each_process_reads_what_its_devices_hold(large, compiled):
+  """Two processes of two devices, parameters split over all four: half of it each, once."""
+  folder, _ = large
+  environment = runs.environment(compiled, devices=2) | {"PYTHONPATH": str(runs.ROOT)}
+  said = runs.run_two_processes([sys.executable, READING, str(folder), "4", "1"], environment)
+  for text in said:
+    counts = json.loads(text.splitlines()[-1])
+    assert counts["read"] == counts["held"]
+    assert counts["held"] == pytest.approx(counts["total"] / 2, rel=0.01)
 
 
 @pytest.fixture
@@ -142,6 +237,9 @@ def test_a_hub_id_with_a_revision_is_read_from_the_hub_cache(broken, tmp_path, m
   """The hub's own layout on disk, and no network: what a second start of a run finds."""
   monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
   repository = tmp_path / "models--owner--tiny"
+  PreTrainedTokenizerFast(
+    tokenizer_object=Tokenizer(WordLevel({"x": 0, "</s>": 1}, unk_token="x")), eos_token="</s>"
+  ).save_pretrained(broken)
   shutil.copytree(broken, repository / "snapshots" / ("a" * 40))
   (repository / "refs").mkdir()
   (repository / "refs" / "v2").write_text("a" * 40)
@@ -149,5 +247,29 @@ def test_a_hub_id_with_a_revision_is_read_from_the_hub_cache(broken, tmp_path, m
   assert config == load_config(broken)
   found, expected = load_params("owner/tiny@v2", config), load_params(broken, config)
   jax.tree.map(np.testing.assert_array_equal, found, expected)
+  assert read_vocabulary("owner/tiny@v2").id_of("</s>") == 1
   with pytest.raises(FileNotFoundError, match=r"main|cached|snapshot"):
     load_config("owner/tiny")  # revision main is not there
+
+
+def test_pickled_weights_are_not_read(broken):
+  (broken / "model.safetensors").rename(broken / "pytorch_model.bin")
+  with pytest.raises(
+    FileNotFoundError, match=r"no model\.safetensors; pytorch_model\.bin may hold"
+  ):
+    load_params(broken, load_config(broken))
+
+
+def test_code_in_a_folder_is_not_run(broken):
+  """A config or tokenizer that names its own Python files is read without them, or refused."""
+  mark = broken / "was_run"
+  (broken / "own.py").write_text(f"open({str(mark)!r}, 'w')\n")
+  file = broken / "config.json"
+  own = {"auto_map": {"AutoConfig": "own.Config"}}
+  file.write_text(json.dumps(json.loads(file.read_text()) | own))
+  assert load_config(broken).num_layers == 4
+  named = {"tokenizer_class": "Own", "auto_map": {"AutoTokenizer": ["own.Tokenizer", None]}}
+  (broken / "tokenizer_config.json").write_text(json.dumps(named))
+  with pytest.raises(ValueError, match="transformers says"):
+    read_vocabulary(str(broken))
+  assert not mark.exists()

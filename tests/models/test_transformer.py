@@ -6,13 +6,15 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from pasmr_jax.models.attention import init_cache
+from pasmr_jax.models.cache import begin_rows, init_cache, settle
 from pasmr_jax.models.transformer import (
   Transformer,
+  decode_step,
   init_params,
   logical_axes,
   logits,
   output_table,
+  unstacked,
 )
 
 LENGTHS = (16, 11, 4)  # of the rows of `tokens`; the last prompts below are shorter still
@@ -34,8 +36,16 @@ def forward(config, params, tokens, positions=None, segment_ids=None):
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def step(config, params, tokens, positions, segment_ids, cache):
-  return Transformer(config).apply({"params": params}, tokens, positions, segment_ids, cache)
+def prefill(config, params, tokens, positions, segment_ids):
+  model = Transformer(config, keep=True)
+  return model.apply({"params": params}, tokens, positions, segment_ids)
+
+
+@functools.partial(jax.jit, static_argnums=3)
+def step(params, tokens, cache, config):
+  hidden, cache = decode_step(params, tokens, cache, config)
+  full = cache.taken == cache.recent[0].keys.shape[2]
+  return hidden, jax.lax.cond(full, lambda: settle(cache), lambda: cache)
 
 
 def init(config, seed):
@@ -47,25 +57,29 @@ def decode(config, params, rows, prompt_lengths, slots):
 
   Rows with fewer tokens than the longest go on with token 0, which nobody reads.
   """
+  config, params = dataclasses.replace(config, stacked=False), unstacked(params)
   width, starts = max(prompt_lengths), [max(prompt_lengths) - n for n in prompt_lengths]
   prompts = jnp.array(
     [[0] * start + row[:n] for start, row, n in zip(starts, rows, prompt_lengths, strict=True)]
   )
   segment_ids = (jnp.arange(width) >= jnp.array(starts)[:, None]).astype(jnp.int32)
   positions = jnp.maximum(jnp.arange(width) - jnp.array(starts)[:, None], 0)
-  cache = init_cache(config, len(rows), slots)
-  hidden, cache = step(config, params, prompts, positions, segment_ids, cache)
-  assert cache.start.tolist() == starts
+  cache = init_cache(config, len(rows), slots, recent=3)
+  for _ in range(3):  # others have been here before
+    _, cache = step(params, jnp.full(len(rows), 7), cache, config)
+  hidden, prefix = prefill(config, params, prompts, positions, segment_ids)
+  every = jnp.arange(len(rows))
+  cache = begin_rows(cache, prefix, jnp.array(prompt_lengths), every, every, len(rows))
   found = [hidden]
   steps = max(len(row) - n for row, n in zip(rows, prompt_lengths, strict=True))
   for t in range(steps):
     tokens = jnp.array(
-      [[(row + [0] * steps)[n + t]] for row, n in zip(rows, prompt_lengths, strict=True)]
+      [(row + [0] * steps)[n + t] for row, n in zip(rows, prompt_lengths, strict=True)]
     )
-    positions = (cache.index - cache.start)[:, None]
-    hidden, cache = step(config, params, tokens, positions, jnp.ones_like(tokens), cache)
-    found.append(hidden)
-  assert cache.index == width + steps
+    hidden, cache = step(params, tokens, cache, config)
+    found.append(hidden[:, None])
+  assert cache.index + cache.taken == 3 + steps
+  assert cache.lengths.tolist() == [n + steps for n in prompt_lengths]
   everything = jnp.concatenate(found, axis=1)
   return [
     everything[b, start : start + len(row)]
@@ -74,12 +88,19 @@ def decode(config, params, rows, prompt_lengths, slots):
 
 
 @pytest.mark.parametrize("unroll", [1, 2, 4])
-def test_cached_decode_equals_teacher_forcing_past_the_window(small, params, tokens, unroll):
+def test_unrolled_layers_compute_the_same(small, params, tokens, unroll):
   config = dataclasses.replace(small, scan_unroll=unroll)
+  expected = forward(small, params, tokens)
+  np.testing.assert_allclose(forward(config, params, tokens), expected, atol=1e-5)
+  apart = dataclasses.replace(small, stacked=False)
+  np.testing.assert_allclose(forward(apart, unstacked(params), tokens), expected, atol=1e-5)
+
+
+def test_cached_decode_equals_teacher_forcing_past_the_window(small, params, tokens):
   rows = [row[:n] for row, n in zip(tokens.tolist(), LENGTHS, strict=True)]
-  found = decode(config, params, rows, prompt_lengths=(9, 3, 1), slots=24)
-  assert min(len(row) for row in rows[:2]) > 2 * config.sliding_window
-  for expected, hidden in zip(forward(config, params, tokens), found, strict=True):
+  found = decode(small, params, rows, prompt_lengths=(9, 3, 1), slots=24)
+  assert min(len(row) for row in rows[:2]) > 2 * small.sliding_window
+  for expected, hidden in zip(forward(small, params, tokens), found, strict=True):
     np.testing.assert_allclose(hidden, expected[: len(hidden)], atol=1e-5)
 
 

@@ -1,3 +1,4 @@
+import dataclasses
 import functools
 
 import jax
@@ -6,9 +7,16 @@ import numpy as np
 import pytest
 from jax.sharding import PartitionSpec as P
 
-from pasmr_jax.models.attention import init_cache
+from pasmr_jax.models.cache import init_cache, settle
 from pasmr_jax.models.config import TransformerConfig
-from pasmr_jax.models.transformer import Transformer, init_params, logits, output_table
+from pasmr_jax.models.transformer import (
+  Transformer,
+  decode_step,
+  init_params,
+  logits,
+  output_table,
+  unstacked,
+)
 from pasmr_jax.parallel import mesh as meshes
 from pasmr_jax.parallel.rules import DECODING, TRAINING
 
@@ -115,24 +123,22 @@ def test_sharded_decode_equals_one_device(mesh, batch):
   params = init(CONFIG, jax.random.key(0))
   unmasked = batch | {"segment_ids": np.ones_like(batch["tokens"])}
   expected = jax.jit(loss)(params, unmasked)[1]
-  sharded = jax.device_put(params, meshes.param_shardings(CONFIG, mesh, DECODING))
+  apart = dataclasses.replace(CONFIG, stacked=False)
+  sharded = jax.device_put(unstacked(params), meshes.param_shardings(apart, mesh, DECODING))
 
   @jax.jit
   def run(params, batch):
-    cache = init_cache(CONFIG, 8, 12)
-    found = []
-    for columns in (slice(0, 8), slice(8, 9), slice(9, 10), slice(10, 11)):
-      tokens, positions = batch["tokens"][:, columns], batch["positions"][:, columns]
-      hidden, cache = Transformer(CONFIG).apply(
-        {"params": params}, tokens, positions, jnp.ones_like(tokens), cache
-      )
+    cache, found = init_cache(apart, 8, 12, recent=4), []
+    for column in range(11):
+      hidden, cache = decode_step(params, batch["tokens"][:, column], cache, apart)
+      cache = settle(cache) if column % 4 == 3 else cache
       found.append(hidden)
-    return jnp.concatenate(found, axis=1), cache
+    return jnp.stack(found, axis=1), cache
 
   with jax.set_mesh(mesh):
     found, cache = run(sharded, meshes.shard_batch(batch, mesh))
   np.testing.assert_allclose(np.asarray(found), expected[:, :11], atol=1e-5)
-  assert cache.index == 11
+  assert cache.index + cache.taken == 11
 
 
 def test_rows_come_back_in_order(mesh):

@@ -8,14 +8,15 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from pasmr_jax.learning import losses
+from pasmr_jax.learning import logprobs as scorer
 from pasmr_jax.models.config import TransformerConfig
-from pasmr_jax.models.transformer import Transformer, init_params, output_table
-from pasmr_jax.parallel import mesh as meshes
+from pasmr_jax.models.transformer import Transformer, init_params, logits, output_table
 from pasmr_jax.parallel import rules
 from pasmr_jax.parallel.mesh import make_mesh, param_shardings
-from pasmr_jax.rollout.engine import Engine, left_padded
+from pasmr_jax.rollout.engine import Engine
+from pasmr_jax.rollout.requests import Request, left_padded, stable_id
 from pasmr_jax.rollout.sampling import make_sampling
+from pasmr_jax.rollout.sampling import sample as draw
 
 CONFIG = TransformerConfig(
   vocab_size=64,
@@ -34,6 +35,10 @@ VALID_VOCAB = 60
 STOPS = (1, 7)
 PROMPTS = [[5, 9, 12], [8, 8, 30, 31, 32, 33, 34, 35], [40], [11, 2, 3, 4]]
 NAMES = ["a", "b", "c", "d"]
+COMPILED = []  # an entry for every program compiled
+jax.monitoring.register_event_duration_secs_listener(
+  lambda event, *_, **__: COMPILED.append(event) if "backend_compile" in event else None
+)
 
 
 @pytest.fixture(scope="module")
@@ -41,19 +46,18 @@ def mesh():
   return make_mesh(-1, 2)  # 4 x 2
 
 
-def _shardings(mesh):
-  return param_shardings(CONFIG, mesh, rules.DECODING)
-
-
 @pytest.fixture(scope="module")
 def params(mesh):
-  initialize = jax.jit(lambda key: init_params(CONFIG, key), out_shardings=_shardings(mesh))
+  initialize = jax.jit(
+    lambda key: init_params(CONFIG, key),
+    out_shardings=param_shardings(CONFIG, mesh, rules.DECODING),
+  )
   return initialize(jax.random.key(0))
 
 
 @pytest.fixture(scope="module")
 def engine(mesh):
-  return Engine(CONFIG, mesh, _shardings(mesh), VALID_VOCAB, prompt_bucket=8, max_rows=0)
+  return Engine(CONFIG, mesh, VALID_VOCAB, prompt_bucket=8)
 
 
 def _generate(
@@ -62,7 +66,7 @@ def _generate(
   sampling = make_sampling(temperature, STOPS, **kw)
   with jax.set_mesh(engine.mesh):
     return engine.generate(
-      params,
+      engine.lay_out(params),
       prompts,
       names,
       jax.random.key(seed),
@@ -99,9 +103,9 @@ def test_shapes_stops_and_truncation(rollouts):
 def _scored(params, prompt, tokens, temperature=1.0):
   row = np.array([[*prompt, *tokens]], np.int32)
   ones = np.ones_like(row)
-  rows = losses.Sequences(row, np.arange(row.shape[1])[None], ones, ones.astype(np.float32))
-  score = functools.partial(losses.token_logprobs, config=CONFIG, valid_vocab=VALID_VOCAB)
-  scored = jax.jit(score)(params, rows, temperature=temperature)
+  rows = scorer.Sequences(row, np.arange(row.shape[1])[None], ones, ones.astype(np.float32))
+  scoring = scorer.Scoring(CONFIG, VALID_VOCAB, temperature)
+  scored = jax.jit(functools.partial(scorer.token_logprobs, scoring=scoring))(params, rows)
   return np.asarray(scored)[0, len(prompt) :]
 
 
@@ -123,16 +127,150 @@ def test_noise_differs_by_row_and_step_and_returns(engine, params, rollouts):
   assert not (other.tokens == rollouts.tokens).all(axis=1).any()
 
 
-def test_order_and_chunks_do_not_change_a_row(engine, params, rollouts):
+@pytest.mark.parametrize(
+  "schedule",
+  [
+    {"slots": 4, "prefill_prompts": 4, "refill_steps": 3},
+    {"slots": 8, "prefill_prompts": 8, "refill_steps": 1},
+    {"slots": 64, "prefill_prompts": 4, "refill_steps": 50},
+  ],
+)
+def test_scheduling_does_not_change_a_row(engine, params, rollouts, schedule):
+  """Fewer slots than rows, so that rings turn many times; other neighbours, order and batches."""
   order = [2, 0, 3, 1]
-  small = dataclasses.replace(engine, max_rows=12)  # chunks of 4 prompts: the fsdp axis
-  prompts = [PROMPTS[i] for i in order] + [[50, 51]]
-  names = [NAMES[i] for i in order] + ["e"]
-  shuffled = _generate(small, params, prompts, names)
+  prompts = [PROMPTS[i] for i in order] + [[50, 51]] * 7
+  names = [NAMES[i] for i in order] + list("efghijk")
+  shuffled = _generate(dataclasses.replace(engine, **schedule), params, prompts, names)
   for place, original in enumerate(order):
     mine, theirs = slice(3 * place, 3 * place + 3), slice(3 * original, 3 * original + 3)
     np.testing.assert_array_equal(shuffled.tokens[mine], rollouts.tokens[theirs])
     np.testing.assert_allclose(shuffled.logprobs[mine], rollouts.logprobs[theirs], atol=1e-5)
+
+
+@pytest.mark.parametrize("settings", [{}, {"top_p": 0.7}, {"temperature": 0.0}])
+def test_rows_are_those_of_a_sampler_without_cache_slots_or_batches(engine, params, settings):
+  found = _generate(engine, params, **settings)
+  sampling = make_sampling(settings.pop("temperature", 1.0), STOPS, **settings)
+  for row in (0, 4, 11):
+    name, ids = NAMES[row // 3], list(PROMPTS[row // 3])
+    key = jax.random.fold_in(jax.random.key(0), stable_id(name))
+    tokens, logprobs = _simply(params, ids, jax.random.fold_in(key, row % 3), sampling)
+    assert found.tokens[row, : len(tokens)].tolist() == tokens
+    assert found.lengths[row] == len(tokens)
+    np.testing.assert_allclose(found.logprobs[row, : len(tokens)], logprobs, atol=1e-5)
+
+
+@jax.jit
+def _next(params, ids, length, key, sampling):
+  """One token after `length` of `ids`, from a forward pass over all of them."""
+  row, ones = ids[None], jnp.ones((1, ids.size), jnp.int32)
+  hidden, _ = Transformer(CONFIG).apply({"params": params}, row, jnp.arange(ids.size)[None], ones)
+  table = output_table(params, CONFIG)
+  found = logits(hidden[0, length - 1][None], table, CONFIG, VALID_VOCAB)
+  return [array[0] for array in draw(found, key[None], sampling)]
+
+
+def _simply(params, prompt, key, sampling):
+  tokens, logprobs = [], []
+  while len(tokens) < 24 and not (tokens and tokens[-1] in STOPS):
+    ids = np.zeros(32, np.int32)
+    ids[: len(prompt) + len(tokens)] = prompt + tokens
+    drawn = jax.random.fold_in(key, len(tokens))
+    token, logprob, _ = _next(params, ids, len(prompt) + len(tokens), drawn, sampling)
+    tokens.append(int(token))
+    logprobs.append(float(logprob))
+  return tokens, logprobs
+
+
+def _request(prompt, name, **changes):
+  settings = {
+    "key_data": np.asarray(jax.random.key_data(jax.random.key(0))),
+    "samples": 3,
+    "max_new_tokens": 24,
+    "sampling": make_sampling(1.0, STOPS),
+  }
+  return Request(prompt=prompt, name=name, **settings | changes)
+
+
+def _serve(engine, params, requests, watch=None):
+  with jax.set_mesh(engine.mesh):
+    return engine.serve(
+      engine.lay_out(params), requests, max_prompt_length=8, max_new_tokens=24, watch=watch
+    )
+
+
+def test_requests_of_different_limits_and_settings_share_slots(engine, params, rollouts):
+  few = dataclasses.replace(engine, slots=4, refill_steps=2)
+  requests = [
+    _request(PROMPTS[0], "a"),
+    _request(PROMPTS[1], "b", samples=1, max_new_tokens=5),
+    _request(PROMPTS[2], "c", samples=0),
+    _request(PROMPTS[3], "d", samples=2, sampling=make_sampling(0.0, STOPS)),
+  ]
+  served = _serve(few, params, requests)
+  assert [found.tokens.shape for found in served.rollouts] == [(3, 24), (1, 5), (0, 24), (2, 24)]
+  np.testing.assert_array_equal(served.rollouts[0].tokens, rollouts.tokens[:3])
+  np.testing.assert_array_equal(served.rollouts[1].tokens[0], rollouts.tokens[3, :5])
+  assert served.rollouts[1].truncated.tolist() == [rollouts.lengths[3] > 5]
+  greedy = _generate(engine, params, temperature=0.0, samples=1)
+  for row in served.rollouts[3].tokens:
+    np.testing.assert_array_equal(row, greedy.tokens[3])
+  drawn = sum(int(found.lengths.sum()) for found in served.rollouts)
+  assert served.usage.tokens == drawn
+  assert drawn <= served.usage.slot_steps <= 4 * drawn
+  assert served.usage.prompts == 3
+
+
+def test_what_a_watch_asks_for_is_served_beside_the_rest(engine, params):
+  """A prompt is made of the first tokens of a response while the others are still written."""
+  told = {}
+
+  def watch(request, sample, tokens, ended):
+    known = told.setdefault((request, sample), [])
+    known.append((tokens.tolist(), ended))
+    if len(tokens) >= 4 and all(len(earlier) < 4 for earlier, _ in known[:-1]):
+      return [_request(tokens[:4].tolist(), f"{request}/{sample}", samples=2)]
+    return []
+
+  few = dataclasses.replace(engine, slots=8, refill_steps=2)
+  first = [_request(p, n, watched=True) for p, n in zip(PROMPTS, NAMES, strict=True)]
+  served = _serve(few, params, first, watch)
+  followed = served.rollouts[len(first) :]
+  long_enough = [
+    (number, sample, found.tokens[sample, :4].tolist())
+    for number, found in enumerate(served.rollouts[: len(first)])
+    for sample in range(3)
+    if found.lengths[sample] >= 4
+  ]
+  assert len(followed) == len(long_enough) > 3
+  expected = {
+    tuple(prompt): _generate(engine, params, [prompt], [f"{number}/{sample}"], samples=2).tokens
+    for number, sample, prompt in long_enough
+  }
+  found = {tuple(rollouts.tokens.ravel().tolist()) for rollouts in followed}
+  assert found == {tuple(tokens.ravel().tolist()) for tokens in expected.values()}
+  for (number, sample), known in told.items():
+    tokens = served.rollouts[number].tokens[sample, : served.rollouts[number].lengths[sample]]
+    assert known[-1] == (tokens.tolist(), True)
+    assert not any(ended for _, ended in known[:-1])
+    assert all(tokens[: len(early)].tolist() == early for early, _ in known)
+
+
+def test_rows_that_go_on_alone_move_together(engine, params):
+  """Without stop ids some rows end by their limit early: the others get fewer slots."""
+  never = make_sampling(1.0, (63,))  # beyond the valid vocabulary
+  requests = [
+    _request(PROMPTS[n % 4], str(n), samples=1, sampling=never, max_new_tokens=24 if n < 3 else 4)
+    for n in range(32)
+  ]
+  one = dataclasses.replace(engine, refill_steps=4)
+  served = _serve(one, params, requests)
+  # 32 slots for 4 steps, then one of a device each for the other 20.
+  assert served.usage.slot_steps == 32 * 4 + 4 * 20
+  alone = _serve(one, params, requests[:3])
+  for found, expected in zip(served.rollouts[:3], alone.rollouts, strict=True):
+    np.testing.assert_array_equal(found.tokens, expected.tokens)
+    np.testing.assert_allclose(found.logprobs, expected.logprobs, atol=1e-5)
 
 
 def test_one_device_equals_eight(params, rollouts):
@@ -141,7 +279,7 @@ def test_one_device_equals_eight(params, rollouts):
     ("fsdp", "tensor"),
     axis_types=(jax.sharding.AxisType.Auto,) * 2,
   )
-  alone = Engine(CONFIG, one, _shardings(one), VALID_VOCAB, prompt_bucket=8, max_rows=0)
+  alone = Engine(CONFIG, one, VALID_VOCAB, prompt_bucket=8)
   local = jax.device_put(jax.device_get(params), jax.devices()[0])
   found = _generate(alone, local)
   np.testing.assert_array_equal(found.tokens, rollouts.tokens)
@@ -160,27 +298,20 @@ def test_greedy_is_the_scorers_argmax(engine, params):
   np.testing.assert_array_equal(logits.argmax(-1)[len(prompt) - 1 : -1], tokens)
 
 
-def test_settings_and_lengths_within_a_bucket_do_not_recompile(engine, params):
-  from pasmr_jax.rollout import engine as module
-
-  _generate(engine, params)
-  traces = []
-  original = module.transformer.output_table
-
-  def counted(*args):
-    traces.append(1)
-    return original(*args)
-
-  module.transformer.output_table = counted
-  try:
-    _generate(engine, params, temperature=0.3, top_k=5, top_p=0.9)
-    _generate(engine, params, temperature=0.0)
-    _generate(engine, params, prompts=[[5], [6, 7], [8], [9]])
-    assert not traces
-    _generate(engine, params, samples=2)
-    assert traces  # the count does count
-  finally:
-    module.transformer.output_table = original
+def test_nothing_is_compiled_after_a_warm_up(engine, params):
+  few = dataclasses.replace(engine, slots=8)
+  _generate(few, params, prompts=PROMPTS * 3, names=[str(n) for n in range(12)])
+  before = len(COMPILED)
+  _generate(few, params, temperature=0.3, top_k=5, top_p=0.9, min_p=0.1)
+  _generate(few, params, temperature=0.0)
+  _generate(few, params, prompts=[[5], [6, 7, 8], [8], [9] * 5])
+  _generate(few, params, prompts=PROMPTS * 4, names=[str(n) for n in range(16)], samples=1)
+  with jax.set_mesh(few.mesh):
+    requests = [_request(PROMPTS[0], "a", sampling=make_sampling(1.0, (5, 6, 7)))] * 3
+    few.serve(few.lay_out(params), requests, max_prompt_length=8, max_new_tokens=24)
+  assert len(COMPILED) == before
+  _generate(dataclasses.replace(few, refill_steps=7), params)
+  assert len(COMPILED) > before  # the count does count
 
 
 def test_no_prompts_no_rollouts(engine, params):
@@ -196,29 +327,10 @@ def test_prompts_that_do_not_fit_are_refused(engine, params):
 
 
 def test_left_padding():
-  tokens, starts = left_padded([[1, 2], [3]], 3)
-  assert tokens.tolist() == [[0, 1, 2], [0, 0, 3]]
-  assert starts.tolist() == [1, 2]
+  assert left_padded([[1, 2], [3]], 3).tolist() == [[0, 1, 2], [0, 0, 3]]
 
 
-@pytest.mark.parametrize(
-  ("prompts", "decoded"), [(1, [4]), (5, [8]), (9, [16]), (32, [32]), (33, [32, 4])]
-)
-def test_few_prompts_are_not_decoded_as_many(engine, params, monkeypatch, prompts, decoded):
-  """Of 32 prompts a chunk: a power of two for each of the four devices that share the rows."""
-  from pasmr_jax.rollout import engine as module
-
-  sizes = []
-
-  def recorded(params, tokens, starts, keys, sampling, **settings):
-    sizes.append(tokens.shape[0])
-    shape = (tokens.shape[0] * settings["samples"], settings["max_new_tokens"])
-    ids, floats = np.zeros(shape, np.int32), np.zeros(shape, np.float32)
-    rollouts = module.Rollouts(ids, floats, floats, ids[:, 0], ids[:, 0] > 0)
-    return meshes.shard_batch(rollouts, engine.mesh)
-
-  monkeypatch.setattr(module, "generate", recorded)
-  chunked = dataclasses.replace(engine, max_rows=96)
-  rollouts = _generate(chunked, params, [[5]] * prompts, ["a"] * prompts)
-  assert sizes == decoded
-  assert len(rollouts.lengths) == 3 * prompts
+@pytest.mark.parametrize(("rows", "slots"), [(1, 4), (5, 8), (9, 16), (32, 32), (33, 32)])
+def test_few_rows_get_few_slots(engine, rows, slots):
+  """At most 32, a power of two for each of the four devices that share them."""
+  assert dataclasses.replace(engine, slots=32).layout(rows, 40).slots == slots

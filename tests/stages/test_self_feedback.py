@@ -17,7 +17,8 @@ from pasmr_jax.models.config import TransformerConfig
 from pasmr_jax.models.transformer import init_params
 from pasmr_jax.parallel import rules
 from pasmr_jax.parallel.mesh import make_mesh, param_shardings
-from pasmr_jax.rollout.engine import Rollouts
+from pasmr_jax.rollout.engine import Served
+from pasmr_jax.rollout.requests import Rollouts, Usage
 from pasmr_jax.stages.self_feedback import SelfFeedbackStage
 from pasmr_jax.text import prompts
 from pasmr_jax.text.tokenizer import load_tokenizer
@@ -45,6 +46,7 @@ LOGGED = (
   "time/score",
   "time/host",
   "throughput/rollout_tokens_per_second",
+  "throughput/slot_use",
   "trained_tokens",
 )
 MODEL = TransformerConfig(
@@ -94,18 +96,41 @@ class ScriptedEngine:
   def lay_out(self, params):
     return params
 
-  def generate(
-    self, params, asked, names, key, sampling, *, samples, max_new_tokens, max_prompt_length
-  ):
-    texts = [self.tokenizer.decode(prompt).strip() for prompt in asked]
-    self.calls.append({"params": params, "texts": texts, "names": names, "samples": samples})
-    rows = []
-    for text in texts:
-      for translation, answer, ends in self.script[text][:samples]:
+  def serve(self, params, requests, *, max_prompt_length, max_new_tokens, watch=None):
+    """Tells the watch of half a response and of all of it; what it asks for is a second call."""
+    rollouts, followed = [], []
+    texts = [self.tokenizer.decode(request.prompt).strip() for request in requests]
+    self.calls.append(
+      {
+        "params": params,
+        "texts": texts,
+        "names": [request.name for request in requests],
+        "samples": {request.samples for request in requests},
+      }
+    )
+    for number, (request, text) in enumerate(zip(requests, texts, strict=True)):
+      rows = []
+      for translation, answer, ends in self.script[text][: request.samples]:
         ids = prompts.response(self.tokenizer, translation, answer)
         rows.append((ids if ends else ids[:-1], ends))
-    tokens = np.zeros((len(rows), max_new_tokens), np.int32)
-    logprobs = np.zeros((len(rows), max_new_tokens), np.float32)
+      for sample, (ids, _) in enumerate(rows):
+        if request.watched and watch is not None:
+          half = self.tokenizer.close_ids[0] in ids and ids.index(self.tokenizer.close_ids[0]) + 1
+          followed += watch(number, sample, np.array(ids[:half]), False) if half else []
+          followed += watch(number, sample, np.array(ids), True)
+      rollouts.append(self._rollouts(rows, request.max_new_tokens))
+    tokens = sum(int(one.lengths.sum()) for one in rollouts)
+    served = Served(rollouts, Usage(tokens, 2 * tokens, len(requests), len(requests)))
+    if followed:
+      more = self.serve(
+        params, followed, max_prompt_length=max_prompt_length, max_new_tokens=max_new_tokens
+      )
+      served = Served(rollouts + more.rollouts, served.usage + more.usage)
+    return served
+
+  def _rollouts(self, rows, limit):
+    tokens = np.zeros((len(rows), limit), np.int32)
+    logprobs = np.zeros((len(rows), limit), np.float32)
     for row, (ids, _) in enumerate(rows):
       tokens[row, : len(ids)] = ids
       logprobs[row, : len(ids)] = -5.0
@@ -182,9 +207,9 @@ def test_each_distinct_translation_is_solved_once(step):
   _, engine, _, _ = step
   asked, solved = engine.calls
   assert asked["texts"] == [GERMAN.text, SPANISH.text]
-  assert asked["samples"] == 4
+  assert asked["samples"] == {4}
   assert solved["texts"] == [GOOD, BAD, OTHER]
-  assert solved["samples"] == 2
+  assert solved["samples"] == {2}
   assert len(set(solved["names"])) == 3
 
 

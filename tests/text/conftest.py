@@ -72,6 +72,12 @@ def train_byte_level(folder, special_tokens, **names):
   return str(folder)
 
 
+@pytest.fixture(scope="session")
+def byte_level():
+  """Trains one: `byte_level(folder, special_tokens, **names)` gives its path."""
+  return train_byte_level
+
+
 @pytest.fixture(scope="module")
 def paths(tmp_path_factory):
   folder = tmp_path_factory.mktemp("tokenizers")

@@ -62,6 +62,20 @@ def test_a_template_gets_no_clock(templated):
   assert with_chat(templated(template)).turn == ("fixed:", "")
 
 
+def test_thinking_is_off_unless_asked_for(templated):
+  """As Qwen 3 has it: without a thought it writes an empty one before the answer."""
+  template = (
+    "{{ messages[0].content }}{% if add_generation_prompt %}<|eot|>"
+    "{% if enable_thinking is defined and enable_thinking is false %}<think></think>{% endif %}"
+    "{% endif %}"
+  )
+  assert with_chat(templated(template)).turn == ("", "<|eot|><think></think>")
+  assert with_chat(templated(template), thinking=True).turn == ("", "<|eot|>")
+  assert with_chat(templated(TEMPLATE), thinking=False).turn[0].endswith("user\n")
+  with pytest.raises(ValueError, match=r"prompt\.thinking is True, but .* no such switch"):
+    with_chat(templated(TEMPLATE), thinking=True)
+
+
 @pytest.mark.parametrize(
   ("template", "system", "message"),
   [

@@ -2,6 +2,7 @@
 
 import json
 import pathlib
+import shutil
 
 import pytest
 import sentencepiece
@@ -88,6 +89,19 @@ def test_split_controls(tokenizers):
   assert tokenizer.split_controls("<<|end|>|end|>") == ["<", end, "|end|>"]
 
 
+def test_a_folder_with_nothing_but_a_sentencepiece_model(paths, tokenizers, tmp_path):
+  """As older checkpoints have it: transformers makes a tokenizer of it, with the same ids."""
+  shutil.copy(paths["sentencepiece"], tmp_path / "tokenizer.model")
+  named = {"tokenizer_class": "GemmaTokenizer", "eos_token": "<eos>", "bos_token": "<bos>"}
+  (tmp_path / "tokenizer_config.json").write_text(json.dumps(named | {"pad_token": "<pad>"}))
+  (tmp_path / "config.json").write_text(json.dumps({"model_type": "gemma2"}))
+  found, expected = load_tokenizer(str(tmp_path), "", ""), tokenizers["sentencepiece"]
+  assert (found.open_ids, found.eos_id, found.pad_id) == (expected.open_ids, 1, 0)
+  for text in (*SENTENCES, "  two  spaces\n", "ಅಣ್ಣ"):
+    assert found.encode(text) == expected.encode(text)
+    assert found.decode(found.encode(text)) == text
+
+
 def test_single_tokens_and_literal_tags(tokenizers):
   reserved, tags = tokenizers["reserved"], tokenizers["tags"]
   assert reserved.single_token_delimiters
@@ -133,6 +147,61 @@ def test_delimiters_that_the_vocabulary_lacks_become_new_tokens(paths, tokenizer
   half = load_tokenizer(paths["bytes"], "<|reserved_0|>", "</pivot>", add_delimiters=True)
   assert half.open_ids == reserved.open_ids
   assert half.close_ids == (size,)
+
+
+def test_delimiters_that_are_not_named_are_reserved_tokens_or_tags(paths, byte_level, tmp_path):
+  """Gemma's names, Llama's, Mistral's; a model that was trained with tags keeps them."""
+  plain = load_tokenizer(paths["bytes"], "", "", add_delimiters=True)
+  assert (plain.open_delimiter, plain.close_delimiter) == ("<pivot>", "</pivot>")
+  assert len(plain.added) == 2
+  assert not load_tokenizer(paths["bytes"], "", "").single_token_delimiters
+  for number, (opening, closing) in enumerate(
+    (
+      ("<unused0>", "<unused1>"),
+      ("<|reserved_special_token_0|>", "<|reserved_special_token_1|>"),
+      ("<SPECIAL_100>", "<SPECIAL_101>"),
+      ("[control_100]", "[control_101]"),
+    )
+  ):
+    special = ["<|pad|>", "<|end|>", opening, closing]
+    folder = byte_level(tmp_path / str(number), special, eos_token="<|end|>")
+    found = load_tokenizer(folder, "", "", add_delimiters=True)
+    assert (found.open_delimiter, found.close_delimiter) == (opening, closing)
+    assert (found.open_ids, found.close_ids, found.added) == ((2,), (3,), {})
+  special = ["<|pad|>", "<|end|>", "<unused0>", "<unused1>", "<pivot>", "</pivot>"]
+  folder = byte_level(tmp_path / "trained", special, eos_token="<|end|>")
+  assert load_tokenizer(folder, "", "").open_ids == (4,)
+
+
+@pytest.mark.parametrize("name", [*EXACT, "nfkc"])
+@given(text=TEXTS, data=st.data())
+def test_pieces_are_what_each_token_adds(tokenizers, name, text, data):
+  tokenizer = tokenizers[name]
+  ids = tokenizer.encode(text)
+  pieces = tokenizer.pieces(ids)
+  assert len(pieces) == len(ids)
+  assert "".join(pieces) == tokenizer.decode(ids)
+  if "\ufffd" not in text:
+    assert "\ufffd" not in "".join(pieces)
+  # Bytes that are no text, control tokens, padding: whatever a model may sample.
+  anything = data.draw(st.lists(st.integers(0, tokenizer.vocab_size - 1), max_size=20))
+  assert "".join(tokenizer.pieces(anything)) == tokenizer.decode(anything)
+
+
+@pytest.mark.parametrize("name", ["sentencepiece", "reserved"])
+def test_a_character_comes_with_the_last_of_its_tokens(tokenizers, name):
+  """Scripts that the vocabulary never saw are spelled in bytes."""
+  tokenizer = tokenizers[name]
+  for text in ("ಅಣ್ಣ 7", "ቁጥር", "ஐந்து", "🧮👩\u200d🏫", "五+七"):
+    ids = tokenizer.encode(text)
+    pieces = tokenizer.pieces(ids)
+    assert len(ids) > len(text)
+    shown = [piece for piece in pieces if piece]
+    assert len(shown) < len(pieces)
+    assert "".join(shown) == text
+    for length in range(len(ids)):
+      assert text.startswith("".join(pieces[:length]))
+      assert tokenizer.pieces(ids[:length])[:-1] == pieces[:length][:-1]
 
 
 def test_beginning_of_sequence_is_what_the_tokenizer_itself_adds(paths, tmp_path):

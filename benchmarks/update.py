@@ -1,0 +1,128 @@
+"""What does an optimizer step cost? CPU-seconds and peak memory of both kinds of update.
+
+    python -m benchmarks.update --out=runs/update.json
+
+A randomly initialised decoder of Gemma 3 270M's shape in float32 learns, with AdamW, from 8 rows of
+256 tokens of which the first 64 are a prompt. Each update runs in a process of its own, so that its
+peak resident memory is its own (with Python, JAX and the compiler in it): `--repeats` steps after
+one that is not counted, of which the quickest by CPU time is reported.
+"""
+
+import argparse
+import dataclasses
+import json
+import os
+import pathlib
+import platform
+import resource
+import subprocess
+import sys
+import time
+from typing import Any
+
+import jax
+import numpy as np
+
+from configs import base
+from pasmr_jax.experiment.planning_sizes import PUBLISHED
+from pasmr_jax.learning import losses
+from pasmr_jax.learning.optim import make_optimizer
+from pasmr_jax.learning.update import Learner
+from pasmr_jax.models.transformer import init_params
+from pasmr_jax.parallel import rules
+from pasmr_jax.parallel.mesh import make_mesh, param_shardings, shard_batch
+
+GEMMA_3_270M = PUBLISHED["google/gemma-3-270m"]
+ROWS, LENGTH, PROMPT = 8, 256, 64
+UPDATES = ("supervised", "policy")
+
+
+def policy_batch() -> losses.PolicyBatch:
+  """Random tokens; every token behind the prompt teaches."""
+  rng = np.random.default_rng(0)
+  numbers = lambda: rng.normal(0, 1, (ROWS, LENGTH)).astype(np.float32)  # noqa: E731
+  place = np.broadcast_to(np.arange(LENGTH, dtype=np.int32), (ROWS, LENGTH))
+  return losses.PolicyBatch(
+    sequences=losses.Sequences(
+      tokens=rng.integers(2, 200_000, (ROWS, LENGTH)).astype(np.int32),
+      positions=place,
+      segment_ids=np.ones((ROWS, LENGTH), np.int32),
+      weights=(place >= PROMPT).astype(np.float32),
+    ),
+    advantages=numbers(),
+    sampler_logprobs=numbers() - 12,
+    old_logprobs=None,
+    reference_logprobs=numbers() - 12,
+  )
+
+
+def measure(update: str, remat: str, repeats: int) -> dict[str, Any]:
+  """Seconds and CPU-seconds of a step, and the peak resident memory of this process in bytes."""
+  config = dataclasses.replace(GEMMA_3_270M, remat=remat)
+  settings = base.get_config()
+  mesh = make_mesh(-1, 1)
+  shardings = param_shardings(config, mesh, rules.TRAINING)
+  learner = Learner(
+    config=config,
+    optimizer=make_optimizer(settings.pam.optimizer, 100),
+    valid_vocab=config.vocab_size,
+  )
+  with jax.set_mesh(mesh):
+    initialize = jax.jit(lambda key: init_params(config, key), out_shardings=shardings)
+    state = learner.init(initialize(jax.random.key(0)))
+    batch = shard_batch(policy_batch(), mesh)
+    taken = []
+    for _ in range(repeats + 1):
+      cpu, wall = time.process_time(), time.perf_counter()
+      if update == "supervised":
+        state, metrics = learner.update_supervised(state, batch.sequences)
+      else:
+        policy = losses.policy_settings(settings.srl)
+        state, metrics = learner.update_policy(state, batch, None, policy, np.float32(0.0))
+      jax.block_until_ready((state, metrics))
+      taken.append((time.process_time() - cpu, time.perf_counter() - wall))
+  cpu, wall = min(taken[1:])
+  return {
+    "cpu_seconds": cpu,
+    "seconds": wall,
+    "peak_resident_bytes": 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss,
+    "loss": float(metrics["loss"]),
+    "device": jax.devices()[0].device_kind,
+  }
+
+
+def main() -> None:
+  parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+  parser.add_argument("--out", type=pathlib.Path)
+  parser.add_argument("--repeats", type=int, default=3)
+  parser.add_argument("--remat", default="dots", help="model.remat")
+  parser.add_argument("--only", choices=UPDATES, help="measures this one here, and prints JSON")
+  arguments = parser.parse_args()
+  if arguments.only:
+    print(json.dumps(measure(arguments.only, arguments.remat, arguments.repeats)))
+    return
+  updates = {}
+  for name in UPDATES:
+    command = [sys.executable, "-m", "benchmarks.update", f"--only={name}"]
+    command += [f"--repeats={arguments.repeats}", f"--remat={arguments.remat}"]
+    finished = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
+    updates[name] = json.loads(finished.stdout)
+    gigabytes = updates[name]["peak_resident_bytes"] / 1e9
+    print(f"{name}: {updates[name]['cpu_seconds']:.1f} CPU-seconds, {gigabytes:.2f} GB", flush=True)
+  summary = {
+    "command": "python -m benchmarks.update " + " ".join(sys.argv[1:]),
+    "machine": f"{platform.machine()}, {os.cpu_count()} cores, {updates[name]['device']}",
+    "versions": {"python": platform.python_version(), "jax": jax.__version__},
+    "rows": ROWS,
+    "length": LENGTH,
+    "prompt": PROMPT,
+    "remat": arguments.remat,
+    "updates": updates,
+  }
+  if arguments.out:
+    arguments.out.parent.mkdir(parents=True, exist_ok=True)
+    arguments.out.write_text(json.dumps(summary, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+  main()

@@ -1,0 +1,325 @@
+"""Which prompt is computed when, and which row takes which slot.
+
+`Scheduler.run` narrates a round: compute prompts if slots stand empty and prompts wait, let rows
+take the free slots, give slots back that nobody will need again, and decode a few tokens. The same
+requests are always scheduled in the same way, because nothing here looks at a clock; and a row does
+not notice how it was scheduled.
+
+With several processes each has its own requests and slots, and takes part in every program that any
+of them needs, with empty rows if need be.
+"""
+
+import collections
+import dataclasses
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import numpy as np
+
+from pasmr_jax.models.config import TransformerConfig
+from pasmr_jax.parallel import mesh as meshes
+from pasmr_jax.parallel import processes
+from pasmr_jax.rollout import slots as programs
+from pasmr_jax.rollout.requests import (
+  Request,
+  Rollouts,
+  Usage,
+  Watch,
+  left_padded,
+  stable_id,
+)
+from pasmr_jax.rollout.sampling import Sampling, make_sampling
+
+_SMALLEST_SHARE = 8  # slots are never fewer than an eighth of those there were, to compile little
+
+
+# What fills a batch of prompts.
+NOTHING = Request(
+  prompt=(),
+  name="",
+  key_data=np.zeros(2, np.uint32),
+  samples=0,
+  max_new_tokens=0,
+  sampling=make_sampling(0.0, (0,)),
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Layout:
+  """Shapes of the programs; everything but `prompt_bucket` counts over all devices."""
+
+  slots: int
+  prefill_prompts: int  # computed together
+  steps: int  # tokens drawn for each slot before free slots are filled again
+  prompt_bucket: int  # prompts are padded to a multiple of this many tokens
+  length: int  # tokens a row may have, prompt included
+  cache_dtype: str
+
+
+@dataclasses.dataclass
+class _Row:
+  """A sample on its way."""
+
+  request: int
+  sample: int
+  pieces: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = dataclasses.field(default_factory=list)
+  stopped: bool = False
+
+  @property
+  def tokens(self) -> np.ndarray:
+    return np.concatenate([piece[0] for piece in self.pieces])
+
+
+@dataclasses.dataclass
+class _Waiting:
+  """A computed prompt of which samples are still to begin."""
+
+  request: int
+  source: int  # its place among its device's prompts
+  sample: int = 0  # the next
+
+
+@dataclasses.dataclass
+class _Batch:
+  """Prompts computed together."""
+
+  prompts: programs.Prompts
+  waiting: list[collections.deque[_Waiting]]  # by device
+
+
+class Scheduler:
+  """Serves requests once."""
+
+  def __init__(
+    self,
+    params: Any,
+    config: TransformerConfig,
+    mesh: jax.sharding.Mesh,
+    valid_vocab: int,
+    layout: Layout,
+    watch: Watch | None,
+  ):
+    self.params, self.config, self.mesh = params, config, mesh
+    self.valid_vocab, self.layout, self.watch = valid_vocab, layout, watch
+    self.requests: list[Request] = []
+    self.rows: list[list[_Row]] = []  # of each request
+    self.queue: collections.deque[int] = collections.deque()
+    self.batches: list[_Batch] = []
+    devices = meshes.row_parts(mesh) // processes.process_count()
+    each = layout.slots // meshes.row_parts(mesh)
+    self.places: list[list[_Row | None]] = [[None] * each for _ in range(devices)]
+    self.slots: programs.Slots | None = None
+    self.usage = Usage(0, 0, 0, 0)
+
+  def add(self, request: Request) -> None:
+    """Puts a request at the end of the queue."""
+    if request.samples:
+      self.queue.append(len(self.requests))
+    self.requests.append(request)
+    self.rows.append([_Row(len(self.rows), sample) for sample in range(request.samples)])
+
+  def run(self) -> None:
+    """Serves what was added, and what the watch adds meanwhile."""
+    while True:
+      while self._prefill():
+        pass
+      self._begin()
+      if not any(processes.global_maxima([self._alive()])):
+        return
+      self._shrink()
+      self._decode()
+
+  def rollouts(self, number: int) -> Rollouts:
+    """The samples of a request that has been served."""
+    request, rows = self.requests[number], self.rows[number]
+    shape = (len(rows), request.max_new_tokens)
+    tokens = np.zeros(shape, np.int32)
+    logprobs, drawn_logprobs = np.zeros(shape, np.float32), np.zeros(shape, np.float32)
+    lengths = np.zeros(len(rows), np.int32)
+    for place, row in enumerate(rows):
+      arrays = (tokens, logprobs, drawn_logprobs)
+      for array, pieces in zip(arrays, zip(*row.pieces, strict=True), strict=True):
+        joined = np.concatenate(pieces)
+        array[place, : joined.size] = joined
+        lengths[place] = joined.size
+    truncated = np.array([not row.stopped for row in rows], bool)
+    return Rollouts(tokens, logprobs, drawn_logprobs, lengths, truncated)
+
+  # A round, in order.
+
+  def _prefill(self) -> bool:
+    """Computes one batch of prompts if any process wants one."""
+    each = self.layout.prefill_prompts // meshes.row_parts(self.mesh)
+    taken: list[list[int]] = [[] for _ in self.places]
+    wanting = self._wanting()
+    queue = list(self.queue)
+    for place in range(each):
+      for device in np.argsort([-want for want in wanting], kind="stable"):
+        if wanting[device] > 0 and queue and len(taken[device]) == place:
+          taken[device].append(queue[0])
+          wanting[device] -= self.requests[queue.pop(0)].samples
+    longest = max((len(self.requests[n].prompt) for one in taken for n in one), default=0)
+    wants, longest = processes.global_maxima([self._wants_prompts(), longest])
+    if not wants:
+      return False
+    self.queue = collections.deque(queue)
+    bucket = self.layout.prompt_bucket
+    prompts = self._compute([n for one in taken for n in self._filled(one, each)], longest, bucket)
+    waiting = [
+      collections.deque(_Waiting(number, place) for place, number in enumerate(one))
+      for one in taken
+    ]
+    self.batches.append(_Batch(prompts, waiting))
+    computed = processes.global_sum(sum(map(len, taken)))
+    self.usage += Usage(0, 0, computed, self.layout.prefill_prompts)
+    return True
+
+  def _wanting(self) -> list[int]:
+    """Free slots of each device beyond the rows that wait for them."""
+    return [
+      places.count(None) - sum(self._left(one) for b in self.batches for one in b.waiting[device])
+      for device, places in enumerate(self.places)
+    ]
+
+  def _left(self, waiting: _Waiting) -> int:
+    return self.requests[waiting.request].samples - waiting.sample
+
+  def _wants_prompts(self) -> bool:
+    """A batch is worth computing when it would be full, or too much stands empty meanwhile."""
+    empty = sum(max(0, want) for want in self._wanting())
+    places = sum(map(len, self.places))
+    full = len(self.queue) * meshes.row_parts(self.mesh) >= self.layout.prefill_prompts * len(
+      self.places
+    )
+    return bool(self.queue and empty and (full or 4 * empty >= places or not self._alive()))
+
+  def _filled(self, numbers: Sequence[int], size: int) -> list[int | None]:
+    return [*numbers, *[None] * (size - len(numbers))]
+
+  def _compute(self, numbers: Sequence[int | None], longest: int, bucket: int) -> programs.Prompts:
+    """Prompts of requests of this process, None for padding, at their devices."""
+    requests = [NOTHING if number is None else self.requests[number] for number in numbers]
+    own = [request.prompt for request in requests]
+    arrays = (
+      left_padded(own, -(-longest // bucket) * bucket),
+      np.array([len(prompt) for prompt in own], np.int32),
+      np.stack([request.key_data for request in requests]),
+      np.array([stable_id(request.name) for request in requests], np.int32),
+      _stacked([request.sampling for request in requests]),
+      np.array([request.max_new_tokens for request in requests], np.int32),
+    )
+    return programs.prefill(
+      self.params, *meshes.shard_batch(arrays, self.mesh), config=self.config, mesh=self.mesh
+    )
+
+  def _begin(self) -> None:
+    """Lets waiting rows take free slots, those of the oldest batch first."""
+    assigned = [self._assign(batch) for batch in self.batches]
+    began = processes.global_maxima([sum(map(len, one)) for one in assigned])
+    for batch, rows, any_began in zip(self.batches, assigned, began, strict=True):
+      if any_began:
+        self._place(batch, rows)
+    left = processes.global_maxima([sum(map(len, batch.waiting)) for batch in self.batches])
+    self.batches = [batch for batch, some in zip(self.batches, left, strict=True) if some]
+
+  def _assign(self, batch: _Batch) -> list[list[tuple[int, int, int]]]:
+    """(slot, prompt, sample) of the rows that begin on each device."""
+    assigned = []
+    for places, waiting in zip(self.places, batch.waiting, strict=True):
+      rows = []
+      for slot, row in enumerate(places):
+        if row is None and waiting:
+          first = waiting[0]
+          places[slot] = self.rows[first.request][first.sample]
+          rows.append((slot, first.source, first.sample))
+          first.sample += 1
+          if not self._left(first):
+            waiting.popleft()
+      assigned.append(rows)
+    return assigned
+
+  def _place(self, batch: _Batch, assigned: Sequence[Sequence[tuple[int, int, int]]]) -> None:
+    if self.slots is None:
+      self.slots = programs.empty(
+        config=self.config,
+        mesh=self.mesh,
+        rows=self.layout.slots,
+        length=self.layout.length,
+        steps=self.layout.steps,
+        max_stop_ids=batch.prompts.sampling.stop_ids.shape[-1],
+        dtype=self.layout.cache_dtype,
+      )
+    each = len(self.places[0])
+    table = np.zeros((len(assigned), each, 3), np.int32)
+    for device, rows in enumerate(assigned):
+      table[device, : len(rows)] = rows or np.zeros((0, 3))
+    columns = [table[:, :, column].reshape(-1) for column in range(3)]
+    counts = np.array([len(rows) for rows in assigned], np.int32)
+    arguments = meshes.shard_batch((*columns, counts), self.mesh)
+    self.slots = programs.begin(
+      self.slots, batch.prompts, *arguments, config=self.config, mesh=self.mesh
+    )
+
+  def _alive(self) -> bool:
+    return any(row is not None for places in self.places for row in places)
+
+  def _shrink(self) -> None:
+    """Moves the last rows into half as many slots, or fewer, once nothing waits."""
+    most = max(sum(row is not None for row in places) for places in self.places)
+    waiting = len(self.queue) + len(self.batches)
+    most, waiting = processes.global_maxima([most, waiting])
+    now = target = len(self.places[0])
+    least = self.layout.slots // meshes.row_parts(self.mesh) // _SMALLEST_SHARE
+    while not waiting and target % 2 == 0 and target // 2 >= max(most, least, 1):
+      target //= 2
+    if target == now:
+      return
+    kept = []
+    for device, places in enumerate(self.places):
+      order = sorted(range(now), key=lambda slot, places=places: places[slot] is None)[:target]
+      self.places[device] = [places[slot] for slot in order]
+      kept += order
+    rows = meshes.shard_batch(np.array(kept, np.int32), self.mesh)
+    self.slots = programs.gather(self.slots, rows, config=self.config, mesh=self.mesh)
+
+  def _decode(self) -> None:
+    """Draws a few tokens for every row and sees which have ended."""
+    self.slots, drawn, steps = programs.decode(
+      self.params,
+      self.slots,
+      config=self.config,
+      mesh=self.mesh,
+      steps=self.layout.steps,
+      valid_vocab=self.valid_vocab,
+    )
+    for leaf in jax.tree.leaves(drawn):
+      leaf.copy_to_host_async()
+    seen = jax.tree.map(meshes.local_rows, drawn)
+    total = processes.global_sum(int(seen.counts.sum()))
+    slots = len(self.places[0]) * meshes.row_parts(self.mesh)
+    self.usage += Usage(total, int(steps) * slots, 0, 0)
+    place = 0
+    for places in self.places:
+      for slot, row in enumerate(places):
+        if row is not None:
+          self._read(row, seen, place)
+          if not seen.alive[place]:
+            places[slot] = None
+        place += 1
+
+  def _read(self, row: _Row, seen: programs.Drawn, place: int) -> None:
+    count = seen.counts[place]
+    # Copies, or every row would hold on to what all rows drew.
+    arrays = (seen.tokens, seen.logprobs, seen.drawn_logprobs)
+    tokens, logprobs, drawn_logprobs = (np.array(array[place, :count]) for array in arrays)
+    row.pieces.append((tokens, logprobs, drawn_logprobs))
+    row.stopped = bool(seen.stopped[place])
+    if self.watch is not None and self.requests[row.request].watched:
+      ended = not seen.alive[place]
+      for request in self.watch(row.request, row.sample, row.tokens, ended):
+        self.add(request)
+
+
+def _stacked(samplings: Sequence[Sampling]) -> Sampling:
+  return jax.tree.map(lambda *values: np.stack(values), *samplings)

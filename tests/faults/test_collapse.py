@@ -1,0 +1,100 @@
+"""The alarm of self-feedback, on numbers made up for it."""
+
+import json
+
+import pytest
+
+from configs import base as base_config
+from pasmr_jax.experiment.reliability.collapse import CollapseWatch
+
+pytestmark = pytest.mark.faults
+
+WINDOW = 4
+
+
+def _watch(state=None, **changes):
+  config = base_config.guard()
+  config.update({"collapse_window": WINDOW} | changes)
+  return CollapseWatch(config, state)
+
+
+def _step(agreement, numbers=1.0, entropy=1.0, reasoning=1.0, translation=1.0):
+  return {
+    "reward/agreement": agreement,
+    "translation_number_recall": numbers,
+    "answer_entropy": entropy,
+    "language/reasoning": reasoning,
+    "language/translation": translation,
+  }
+
+
+def _run(watch, steps):
+  return [(number, alarm) for number, values in enumerate(steps, 1) for alarm in watch.see(values)]
+
+
+def _falling(name, to):
+  steady = [_step(0.4) for _ in range(WINDOW)]
+  return steady + [_step(0.6, **{name: to}) for _ in range(2 * WINDOW)]
+
+
+@pytest.mark.parametrize(
+  ("name", "to", "metric"),
+  [
+    ("numbers", 0.8, "translation_number_recall"),
+    ("entropy", 0.1, "answer_entropy"),
+    ("reasoning", 0.8, "language/reasoning"),
+    ("translation", 0.8, "language/translation"),
+  ],
+)
+def test_agreement_that_rises_while_a_quantity_falls_alarms_once(name, to, metric):
+  ((step, alarm),) = _run(_watch(), _falling(name, to))
+  assert alarm.quantity.metric == metric
+  assert WINDOW < step <= 2 * WINDOW
+  assert alarm.metrics == {f"alarm/{metric}": pytest.approx(1 - alarm.now / alarm.best)}
+  assert "agreement rose from 0.40 to 0.5" in str(alarm) or "to 0.60" in str(alarm)
+
+
+def test_held_out_accuracy_is_taken_as_it_is_measured():
+  watch = _watch()
+  assert _run(watch, [_step(0.4)] * WINDOW) == []
+  assert watch.see({"development/target_accuracy": 0.5}) == []
+  assert _run(watch, [_step(0.7)] * WINDOW) == []
+  (alarm,) = watch.see({"development/target_accuracy": 0.39})
+  assert (alarm.best, alarm.now) == (0.5, 0.39)
+  assert watch.see({"development/target_accuracy": 0.3}) == []  # told already
+  assert watch.see({"development/target_accuracy": 0.45}) == []  # it came back
+  assert len(watch.see({"development/target_accuracy": 0.3})) == 1
+
+
+def test_learning_is_no_collapse():
+  # Agreement rises with accuracy, and answers become more alike.
+  steps = [_step(0.3 + 0.005 * n, entropy=1.2 - 0.008 * n) for n in range(100)]
+  for place, step in enumerate(steps):
+    if place % 20 == 19:
+      step["development/target_accuracy"] = 0.4 + 0.003 * place
+  assert _run(_watch(), steps) == []
+
+
+def test_a_quantity_that_falls_alone_is_no_collapse():
+  assert _run(_watch(), [_step(0.5 - 0.002 * n, numbers=1 - 0.01 * n) for n in range(50)]) == []
+
+
+def test_a_slow_collapse_is_found():
+  steps = [_step(0.4 + 0.001 * n, numbers=1 - 0.001 * n) for n in range(300)]
+  ((step, _),) = _run(_watch(), steps)
+  assert 90 < step < 120
+
+
+@pytest.mark.parametrize("cut", [1, 5, 7, 9])
+def test_a_watch_goes_on_from_its_state_as_if_nothing_had_been(cut):
+  steps = _falling("numbers", 0.8)
+  first = _watch()
+  told = _run(first, steps[:cut])
+  second = _watch(json.loads(json.dumps(first.state())))
+  told += [(cut + number, alarm) for number, alarm in _run(second, steps[cut:])]
+  assert told == _run(_watch(), steps)
+
+
+@pytest.mark.parametrize("changes", [{"collapse_window": 0}, {"collapse_numbers": 0.0}])
+def test_it_can_be_turned_off(changes):
+  assert _run(_watch(**changes), _falling("numbers", 0.1)) == []

@@ -1,0 +1,62 @@
+"""A hub that is absent or silent: a clear error in bounded time, or the local cache.
+
+A hub that answers wrongly needs a program of its own: `python -m benchmarks.faults hub`.
+"""
+
+import json
+import socket
+import time
+
+import huggingface_hub.constants
+import pytest
+
+from pasmr_jax.models.pretrained import load_config
+from pasmr_jax.text import hub
+from pasmr_jax.text.vocabularies import read_vocabulary
+from tests.faults.test_hostile_files import CONFIG
+
+pytestmark = pytest.mark.faults
+
+
+@pytest.fixture(params=["nobody listens", "a server that says nothing"])
+def dead(request, tmp_path, monkeypatch):
+  """A hub that gives nothing, and an empty cache."""
+  with socket.socket() as server:
+    server.bind(("127.0.0.1", 0))
+    if request.param != "nobody listens":
+      server.listen()
+    monkeypatch.setattr(
+      huggingface_hub.constants, "ENDPOINT", f"http://127.0.0.1:{server.getsockname()[1]}"
+    )
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr(hub, "PATIENCE", 0.3)
+    yield tmp_path
+
+
+def test_it_is_told_what_was_asked_for_and_why_it_is_not_there(dead):
+  start = time.monotonic()
+  with pytest.raises(FileNotFoundError, match=r"owner/model@v2: the hub does not give") as raised:
+    load_config("owner/model@v2")
+  assert "127.0.0.1" in str(raised.value)
+  with pytest.raises(ValueError, match=r"tokenizer owner/model@v2: .*the hub does not give"):
+    read_vocabulary("owner/model@v2")
+  assert time.monotonic() - start < 10
+
+
+def test_the_cache_is_used_if_it_suffices(dead):
+  repository = dead / "models--owner--model"
+  folder = repository / "snapshots" / ("a" * 40)
+  folder.mkdir(parents=True)
+  (folder / "config.json").write_text(json.dumps(CONFIG))
+  (repository / "refs").mkdir()
+  (repository / "refs" / "v2").write_text("a" * 40)
+  assert load_config("owner/model@v2").embed_dim == 16
+  with pytest.raises(FileNotFoundError, match="owner/model@v3: the hub does not give"):
+    load_config("owner/model@v3")
+
+
+@pytest.mark.parametrize("name", ["nowhere", "a/b/c", "./a/b", "/a/b", "~/a"])
+def test_what_is_no_hub_id_is_not_asked_for(name):
+  with pytest.raises(FileNotFoundError, match="it is not a hub id"):
+    hub.snapshot(name, ["*"])

@@ -1,0 +1,160 @@
+"""What may change between a checkpoint and the run that goes on from it, and what may not."""
+
+import dataclasses
+import json
+import pathlib
+
+import pytest
+
+from configs import tiny
+from pasmr_jax.data.questions import Question
+from pasmr_jax.experiment.reliability.identity import (
+  LAYOUT,
+  ChangedError,
+  Identity,
+  check_changes,
+  flatten,
+  questions_checksum,
+)
+
+pytestmark = pytest.mark.faults
+
+
+def _identity(**changes) -> Identity:
+  config = tiny.get_config()
+  identity = Identity(
+    config=flatten(config),
+    pools={"pivot": "a", "triplets": "b", "srl": "c", "target": "d", "translation": "e"},
+    tokenizer="t",
+    code={"jax": "1", "commit": "x"},
+  )
+  for key, value in changes.items():
+    key = key.replace("__", ".")
+    assert key in identity.config, key
+    identity.config[key] = value
+  return identity
+
+
+@pytest.fixture
+def workdir(tmp_path) -> pathlib.Path:
+  """Base and PAM have ended, SRL is at step 8."""
+  for stage, step in (("base", 20), ("pam", 30), ("srl", 8)):
+    folder = tmp_path / "checkpoints" / stage / str(step) / "record"
+    folder.mkdir(parents=True)
+    record = {"identity": dataclasses.asdict(_identity())}
+    (folder / "metadata").write_text(json.dumps(record))
+  return tmp_path
+
+
+def test_nothing_changed(workdir):
+  assert check_changes(workdir, _identity(), force=False) == []
+
+
+@pytest.mark.parametrize(
+  "changes",
+  [
+    {"srl__steps": 999},
+    {"log__every": 5},
+    {"checkpoint__every": 7},
+    {"evaluation__every": 3},
+    {"guard__collapse_action": "stop"},
+    {"mesh__tensor": 2},
+    {"mesh__fsdp": 4},
+    {"srl__microbatches": 4},
+    {"srl__patience": 3},
+    {"model__remat": "full"},
+    {"tokenizer__path": "/moved/tokenizer.model"},
+  ],
+)
+def test_what_cannot_matter_goes_on_and_is_told(workdir, changes):
+  told = check_changes(workdir, _identity(**changes), force=False)
+  (key,) = changes
+  assert any(key.replace("__", ".") in text for text in told)
+  assert not any("--force" in text for text in told)
+
+
+def test_data_may_move_as_long_as_it_is_the_same(workdir):
+  assert check_changes(workdir, _identity(data__root="/elsewhere"), force=False) == []
+
+
+@pytest.mark.parametrize(
+  ("changes", "said"),
+  [
+    ({"srl__optimizer__learning_rate": 1.0}, "srl: srl.optimizer.learning_rate was 0.0005, is 1.0"),
+    ({"seed": 7}, "base: seed was 0, is 7"),
+    ({"languages": ["de"]}, "languages was"),
+    ({"model__embed_dim": 64}, "model.embed_dim was 128, is 64"),
+    ({"feedback__source": "gold"}, "srl: feedback.source was 'pivot', is 'gold'"),
+    ({"pam__batch_size": 64}, "pam: pam.batch_size was 16, is 64"),
+    ({"pam__mixture__pivot": 0.5}, "srl: pam.mixture.pivot was 0.7, is 0.5"),
+    ({"stages": ["pam", "srl"]}, "stages was"),
+    ({"prompt__question": "Q: {question}"}, "prompt.question was"),
+    # SRL began from where PAM ended.
+    ({"pam__steps": 400}, "pam: pam.steps was 200, is 400"),
+  ],
+)
+def test_what_matters_is_refused_with_both_values(workdir, changes, said):
+  now = _identity(**changes)
+  with pytest.raises(ChangedError) as raised:
+    check_changes(workdir, now, force=False)
+  assert said in str(raised.value)
+  assert "--force" in str(raised.value)
+  told = check_changes(workdir, now, force=True)
+  assert any(text.startswith("--force: ") and said in text for text in told)
+
+
+def test_feedback_does_not_concern_what_came_before_it(workdir):
+  (workdir / "checkpoints" / "srl").rename(workdir / "removed")
+  now = _identity(feedback__source="gold", srl__group_size=4, pam__steps=400)
+  assert check_changes(workdir, now, force=False) == ["pam: pam.steps was 200, is 400"]
+
+
+@pytest.mark.parametrize(
+  ("pool", "said"), [("srl", "srl: data.srl holds other"), ("target", "base: data.target holds")]
+)
+def test_other_questions_are_refused(workdir, pool, said):
+  now = _identity()
+  now.pools[pool] = "other"
+  with pytest.raises(ChangedError, match=said):
+    check_changes(workdir, now, force=False)
+
+
+def test_another_tokenizer_is_refused(workdir):
+  now = dataclasses.replace(_identity(), tokenizer="other")
+  with pytest.raises(ChangedError, match="the tokenizer is another"):
+    check_changes(workdir, now, force=False)
+
+
+def test_other_code_goes_on_and_is_told(workdir):
+  now = dataclasses.replace(_identity(), code={"jax": "2", "commit": "x"})
+  told = check_changes(workdir, now, force=False)
+  assert "srl: jax was 1, is 2; results may differ in the last bits" in told
+
+
+def test_checkpoints_of_newer_code_are_refused(workdir):
+  now = dataclasses.replace(_identity(), layout=LAYOUT - 1)
+  with pytest.raises(ChangedError, match=f"layout {LAYOUT}, this code knows {LAYOUT - 1}"):
+    check_changes(workdir, now, force=False)
+
+
+def test_keys_that_come_and_go_with_versions_are_told(workdir):
+  now = _identity()
+  now.config["srl.new_key"] = 1
+  del now.config["srl.top_k"]
+  told = check_changes(workdir, now, force=False)
+  assert told == ["srl: srl.new_key is new in this version", "srl: srl.top_k is no longer a key"]
+
+
+def test_a_checkpoint_of_before_identities_goes_on(workdir):
+  for path in workdir.rglob("metadata"):
+    path.write_text("{}")
+  assert check_changes(workdir, _identity(seed=7), force=False) == []
+
+
+def test_a_checksum_is_of_all_that_was_read():
+  question = Question("1", "de", "Wie viele?", answer="3")
+  same = questions_checksum([question])
+  assert questions_checksum([dataclasses.replace(question)]) == same
+  for change in ({"text": "Wieviele?"}, {"answer": "4"}, {"answer": None}, {"id": "2"}):
+    assert questions_checksum([dataclasses.replace(question, **change)]) != same
+  assert questions_checksum([question, question]) != same
