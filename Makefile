@@ -14,7 +14,7 @@ demo: $(VENV)/run.stamp
 	JAX_PLATFORMS=cpu $(BIN)/python train.py --config=configs/tiny.py --workdir=$(WORKDIR)
 
 test: $(VENV)/dev.stamp lint
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 lint: $(VENV)/dev.stamp
 	$(BIN)/ruff check .
