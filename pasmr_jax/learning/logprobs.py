@@ -29,7 +29,6 @@ from jaxtyping import Array, Bool, Float, Int
 from pasmr_jax.models import lora, transformer
 from pasmr_jax.models.config import TransformerConfig
 from pasmr_jax.models.layers import row_axes
-from pasmr_jax.parallel.rules import TRAINING, partition_specs
 
 AnyArray = jax.Array | np.ndarray
 Number = float | Float[AnyArray, ""]
@@ -146,7 +145,7 @@ def token_loss(
     sums = (totals, jnp.zeros_like(slots.hidden), to_table)
     totals, to_hidden, to_table = jax.lax.fori_loop(0, slots.chunks, add, sums)
     if to_table is not None:
-      to_table = _split(to_table.sum(axis=0), *_stored_axes(table)).astype(table.dtype)
+      to_table = to_table.sum(axis=0).astype(table.dtype)
     return totals, (slots.restore(to_hidden, hidden.shape[:2]), to_table)
 
   @jax.custom_vjp
@@ -310,12 +309,6 @@ def _vocabulary_parts(vocabulary: int) -> int:
   """Over how many devices the vocabulary is split."""
   tensor = jax.sharding.get_abstract_mesh().shape.get("tensor", 1)
   return 1 if vocabulary % tensor else tensor
-
-
-def _stored_axes(table: Float[Array, "V D"]) -> PartitionSpec:
-  """How a table is split in training."""
-  mesh, names = jax.sharding.get_abstract_mesh(), PartitionSpec("vocab", "embed")
-  return partition_specs(names, table, mesh.shape, TRAINING)[0]
 
 
 def _vocabulary_axis(table: Float[Array, "V D"]) -> str | None:

@@ -26,8 +26,7 @@ def weight(
   config: TransformerConfig,
 ) -> Array:
   """One weight with a logical axis name beside each of its dimensions, in the compute dtype."""
-  stored = stored_weight(module, name, shape, axes, init, config)
-  return gathered(stored.astype(config.dtype), axes)
+  return stored_weight(module, name, shape, axes, init, config).astype(config.dtype)
 
 
 def stored_weight(
@@ -41,33 +40,6 @@ def stored_weight(
   """The same in the dtype it is stored in."""
   boxed = nn.with_logical_partitioning(init, axes)
   return cast(Array, module.param(name, boxed, shape, jnp.dtype(config.param_dtype)))
-
-
-def gathered(weight: Array, axes: tuple[str, ...]) -> Array:
-  """A layer's weight with its embed dimension whole on every device, its gradient split again.
-
-  Left to itself the compiler gathers a weight anew for each product it stands in, up to three times
-  a backward pass. Tables are too large to be whole, and biases have no such dimension.
-  """
-  fsdp = jax.sharding.get_abstract_mesh().shape.get("fsdp", 1)
-  if fsdp == 1 or "vocab" in axes or "embed" not in axes:
-    return weight
-  place = axes.index("embed")
-  if weight.shape[place] % fsdp:
-    return weight
-  others = [PartitionSpec.UNCONSTRAINED] * len(axes)
-  whole = PartitionSpec(*others[:place], None, *others[place + 1 :])
-  split = PartitionSpec(*others[:place], "fsdp", *others[place + 1 :])
-
-  @jax.custom_vjp
-  def gather(weight):
-    return jax.lax.with_sharding_constraint(weight, whole)
-
-  def backward(_, gradient):
-    return (jax.lax.with_sharding_constraint(gradient, split),)
-
-  gather.defvjp(lambda weight: (gather(weight), None), backward)
-  return gather(weight)
 
 
 def split_rows(x: Float[Array, "B ..."]) -> Float[Array, "B ..."]:

@@ -185,6 +185,34 @@ def test_bytes_between_devices(module):
   assert moved["all-reduce"] == 2 * ROWS * 2 * 3 / 4  # out and back, over groups of four
 
 
+def test_what_a_condition_decides_counts_where_it_is_part_of_a_step():
+  module = planning_hlo.parse("""\
+HloModule m
+
+%moved (old: f32[8,128]) -> f32[8,128] {
+  %old = f32[8,128]{1,0} parameter(0)
+  ROOT %new = f32[8,128]{1,0} negate(%old)
+}
+
+%kept (same: f32[8,128]) -> f32[8,128] {
+  ROOT %same = f32[8,128]{1,0} parameter(0)
+}
+
+ENTRY %main (sound: pred[], x: f32[8,128]) -> f32[8,128] {
+  %sound = pred[] parameter(0)
+  %x = f32[8,128]{1,0} parameter(1)
+  ROOT %out = f32[8,128]{1,0} conditional(%sound, %x, %x), true_computation=%moved, \
+false_computation=%kept
+}
+""")
+  assert planning_cost.hbm_bytes(module) == 0
+  assert planning_cost.hbm_bytes(module, branches=True) == 2 * 8 * 128 * 4
+  square = jnp.ones((4, 4))
+  traced = jax.jit(lambda x: jax.lax.cond(x[0, 0] > 0, lambda: x @ x, lambda: x)).trace(square)
+  assert planning_cost.flops(traced.jaxpr) == 0
+  assert planning_cost.flops(traced.jaxpr, branches=True) == 2 * 4**3
+
+
 def test_parts_of_an_asynchronous_collective_count_once():
   text = """\
 HloModule m
