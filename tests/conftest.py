@@ -46,7 +46,7 @@ def environment(compiled) -> dict[str, str]:
 
 @pytest.fixture(scope="session")
 def uninterrupted(environment, tmp_path_factory):
-  """A run of all stages that nothing disturbed, and what it printed."""
+  """A run of all stages that nothing disturbed, and what it printed; tests only read it."""
   workdir = tmp_path_factory.mktemp("uninterrupted")
   finished = runs.run(runs.command(workdir), environment)
   assert finished.returncode == 0, finished.stderr[-3000:]

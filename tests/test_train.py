@@ -2,6 +2,7 @@
 
 import json
 import pathlib
+import shutil
 
 import pytest
 
@@ -80,8 +81,9 @@ def test_garbage_for_gold_changes_nothing(environment, uninterrupted, tmp_path):
 
 
 @pytest.mark.slow
-def test_eval_evaluates_any_checkpoint(environment, uninterrupted):
-  whole, _ = uninterrupted
+def test_eval_evaluates_any_checkpoint(environment, uninterrupted, tmp_path):
+  whole = tmp_path / "run"
+  shutil.copytree(uninterrupted[0], whole)
   extra = ["--stage=pam", "--step=last"]
   finished = run(command(whole, "eval.py", extra), environment)
   assert finished.returncode == 0, finished.stderr[-3000:]

@@ -153,7 +153,11 @@ class Evaluator:
     """Evaluates the stage's last checkpoint on the test pool, unless that was done before."""
     path = self._results(stage)
     # The first process alone looks: what others see of its files may be late.
-    if not processes.global_max(int(processes.process_index() == 0 and path.exists())):
+    if processes.global_max(int(processes.process_index() == 0 and path.exists())):
+      # It may have been killed between writing the results and removing these.
+      for way, _ in self._ways():
+        PartialItems(self._partial(stage, way), {}).remove()
+    else:
       params, _ = self.run.checkpoint_params(stage, "last")
       self.write(params, stage)
 
@@ -164,6 +168,9 @@ class Evaluator:
 
   def _results(self, name: str) -> pathlib.Path:
     return self.run.workdir / "results" / f"{name}.json"
+
+  def _partial(self, name: str, way: str) -> pathlib.Path:
+    return self.run.workdir / "results" / f"{name}_{way}.partial.jsonl"
 
   def write(self, params: Any, name: str) -> None:
     """Evaluates parameters on the test pool, going on where an interrupted evaluation stopped.
@@ -180,7 +187,7 @@ class Evaluator:
     for way, temperature in self._ways():
       samples = 1 if way == "greedy" else config.evaluation.samples
       settings = self._fingerprint(questions, temperature, samples) | {"parameters": checksum}
-      partials.append(PartialItems(results / f"{name}_{way}.partial.jsonl", settings))
+      partials.append(PartialItems(self._partial(name, way), settings))
       items = self._answer(params, questions, temperature, samples, partials[-1], f"{name}, {way}")
       write_whole(results / f"{name}_{way}.jsonl", "\n".join(map(to_line, items)) + "\n")
       measures[way] = measure(items, references, config.pivot, config.evaluation.scoring)

@@ -323,6 +323,18 @@ def test_an_interrupted_evaluation_asks_only_what_is_left(make, tmp_path, torn, 
   assert not partial.exists()
 
 
+def test_results_that_are_there_are_not_asked_for_again_and_leave_nothing_behind(make, tmp_path):
+  evaluator, asked = make(_numbered)
+  evaluator.write(PARAMS, "base")
+  count = len(asked.asked)
+  # Killed after the results were written and before this was removed.
+  partial = tmp_path / "results" / "base_greedy.partial.jsonl"
+  partial.write_text("{}\n", "utf-8")
+  evaluator.test("base")
+  assert len(asked.asked) == count
+  assert not partial.exists()
+
+
 def test_a_way_that_was_finished_is_not_asked_again(make, tmp_path):
   changes = {"evaluation__sampled": True, "evaluation__samples": 2}
   evaluator, _ = make(_stopping(_numbered, 15 + 2 * 5), **changes)
