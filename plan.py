@@ -3,6 +3,7 @@
     python plan.py --config=configs/pasmr_gemma.py:9b --topology=v5e:4x8
     python plan.py --config=configs/pasmr_gemma.py:1b --topology=auto
     python plan.py --config=configs/pasmr_gemma.py:1b --topology=v5e:2x4 --max_batch
+    python plan.py --config=configs/pasmr_gemma.py:9b --topology=v5e:4x8 --num_slices=2
 
 Exit code 0: it fits. 2: it does not, and which keys would help is said. 1: it cannot be planned.
 docs/tpu.md says what the figures mean and what they leave out.
@@ -17,13 +18,16 @@ from absl import app, flags
 from ml_collections import config_flags
 
 from pasmr_jax import Config
-from pasmr_jax.experiment.planning import PlanError, Planning
-from pasmr_jax.experiment.planning_cost import CHIPS
-from pasmr_jax.experiment.planning_table import advice, render
+from pasmr_jax.experiment.planning.cost import CHIPS
+from pasmr_jax.experiment.planning.plan import PlanError, Planning
+from pasmr_jax.experiment.planning.table import advice, render
 
 CONFIG = config_flags.DEFINE_config_file("config", None, "Configuration file.", lock_config=True)
 TOPOLOGY = flags.DEFINE_string(
   "topology", "auto", "Slice such as v5e:4x8, or 'auto': the smallest of each generation that fits."
+)
+NUM_SLICES = flags.DEFINE_integer(
+  "num_slices", 1, "Slices of that topology, joined by the data-centre network.", lower_bound=1
 )
 OUT = flags.DEFINE_string("out", None, "Also write the reports here, as JSON.")
 MAX_BATCH = flags.DEFINE_bool("max_batch", False, "Find the largest microbatch that fits instead.")
@@ -31,19 +35,21 @@ FILL = flags.DEFINE_float(
   "fill", 1.0, "Mean length of prompt and response over their limits, for packing.", 0.01, 1.0
 )
 QUICK = flags.DEFINE_bool("quick", False, "Compile with little effort: faster, less exact.")
+PROGRAMS = flags.DEFINE_list("programs", [], "Plan these alone, such as decode or 'srl update'.")
 CACHE = flags.DEFINE_string("cache", "~/.cache/pasmr_jax/plans", "Folder of earlier answers.")
 
 
 def show_max_batch(planning: Planning, topology: str) -> tuple[Any, bool]:
   """Prints the largest microbatches of one topology."""
   found = planning.max_batch(topology)
-  fsdp = found["mesh"]["fsdp"]
+  parts = found["row_parts"]
   print(
-    f"{topology}: the most rows that fit, to an eighth, on each of mesh.fsdp={fsdp} and over all"
+    f"{topology}: the most rows that fit, to an eighth, on each device of {parts} that share rows,"
+    " and over all"
   )
   for key, rows in found["max_batch"].items():
     what = "decoded together" if key == "rollout.slots" else "in a microbatch"
-    print(f"  {key}: {rows} and {rows * fsdp} rows {what}")
+    print(f"  {key}: {rows} and {rows * parts} rows {what}")
   return found, all(found["max_batch"].values())
 
 
@@ -74,7 +80,10 @@ def show_smallest(planning: Planning) -> tuple[Any, bool]:
 
 def main(_):
   config: Config = CONFIG.value
-  planning = Planning(config, pathlib.Path(CACHE.value).expanduser(), FILL.value, QUICK.value)
+  cache = pathlib.Path(CACHE.value).expanduser()
+  planning = Planning(
+    config, cache, FILL.value, QUICK.value, NUM_SLICES.value, tuple(PROGRAMS.value)
+  )
   try:
     if TOPOLOGY.value == "auto":
       if MAX_BATCH.value:

@@ -12,53 +12,21 @@ paired by seed.
 import argparse
 import concurrent.futures
 import json
-import math
 import os
 import pathlib
 import platform
 import queue
-import statistics
-import subprocess
 import sys
-import time
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
+if str(ROOT) not in sys.path:  # started by its path, Python knows only its folder
+  sys.path.insert(0, str(ROOT))
+
+from benchmarks.effects import arms as runs  # noqa: E402
+from benchmarks.effects.arms import mean_and_error  # noqa: E402
+
 STEPS = 200
-ARMS = {
-  "pivot": {"feedback.source": "pivot"},
-  "gold": {"feedback.source": "gold"},
-  "target_majority": {"feedback.source": "target_majority"},
-  "random": {"feedback.source": "random"},
-  "shuffled": {"feedback.source": "shuffled"},
-  "continued_pam": {"stages": "('pam',)", "pam.steps": STEPS},
-}
-
-
-def run(workdir: pathlib.Path, settings: dict, core: int) -> float:
-  """One run of train.py on one core; the seconds it took. Raises if it fails."""
-  if (workdir / "seconds").exists():
-    return float((workdir / "seconds").read_text())
-  workdir.mkdir(parents=True, exist_ok=True)
-  command = [
-    sys.executable,
-    str(ROOT / "train.py"),
-    f"--config={ROOT / 'configs' / 'tiny.py'}",
-    f"--workdir={workdir}",
-    "--config.log.progress=False",
-    *(f"--config.{key}={value}" for key, value in settings.items()),
-  ]
-  pin = None
-  if hasattr(os, "sched_setaffinity"):
-    pin = lambda: os.sched_setaffinity(0, {core})  # noqa: E731
-  start = time.monotonic()
-  with (workdir / "output.log").open("w") as log:
-    environment = os.environ | {"JAX_PLATFORMS": "cpu"}
-    subprocess.run(
-      command, cwd=ROOT, env=environment, stdout=log, stderr=log, check=True, preexec_fn=pin
-    )
-  seconds = time.monotonic() - start
-  (workdir / "seconds").write_text(str(seconds))
-  return seconds
+ARMS = (*runs.SOURCES, "continued_pam")
 
 
 def accuracies(workdir: pathlib.Path, stage: str) -> dict[str, float]:
@@ -69,12 +37,6 @@ def accuracies(workdir: pathlib.Path, stage: str) -> dict[str, float]:
     "English": found["greedy"]["pivot_accuracy"],
     "English, sampled": found["sampled"]["pivot_accuracy"],
   } | {name[9:]: value for name, value in found["greedy"].items() if name.startswith("accuracy/")}
-
-
-def mean_and_error(values: list[float]) -> tuple[float, float]:
-  """Mean and its standard error; the error of a single value is unknown."""
-  error = statistics.stdev(values) / math.sqrt(len(values)) if len(values) > 1 else math.nan
-  return statistics.fmean(values), error
 
 
 def table(results: dict[str, dict[str, dict[int, float]]]) -> str:
@@ -97,23 +59,27 @@ def table(results: dict[str, dict[str, dict[int, float]]]) -> str:
   return "\n".join(lines)
 
 
-def train(workdir: pathlib.Path, seeds: int, arms: list[str], jobs: int) -> None:
+def program(workdir: pathlib.Path, seed: int, name: str) -> runs.Program:
+  """The run of one seed's `start` (base and PAM) or of an arm."""
+  folder = workdir.absolute() / f"seed{seed}"
+  settings = {"seed": seed, "data.seed": seed, "log.progress": False}
+  if name == "start":
+    settings |= {"stages": "('base','pam')"}
+  else:
+    settings |= runs.after_pam(name, folder / "start", STEPS)
+  return runs.Program(folder=folder / name, config="configs/tiny.py", settings=settings)
+
+
+def train(workdir: pathlib.Path, seeds: int, arms: list[str], jobs: int, leg: runs.Leg) -> None:
   """Runs every start and arm that is not finished, `jobs` at a time."""
   cores: queue.Queue[int] = queue.Queue()
   for core in range(jobs):
     cores.put(core)
 
   def start(seed: int, name: str) -> None:
-    folder = workdir.absolute() / f"seed{seed}"
-    settings = {"seed": seed, "data.seed": seed}
-    if name == "start":
-      settings["stages"] = "('base','pam')"
-    else:
-      settings |= {"stages": "('srl',)", "srl.steps": STEPS, "init_from": folder / "start"}
-      settings |= ARMS[name]
     core = cores.get()
     try:
-      run(folder / name, settings, core)
+      runs.run(program(workdir, seed, name), leg, os.environ | {"JAX_PLATFORMS": "cpu"}, core)
     finally:
       cores.put(core)
 
@@ -145,7 +111,7 @@ def collect(workdir: pathlib.Path, seeds: int) -> dict[str, dict[str, dict[int, 
 
 
 def main() -> None:
-  parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+  parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
   parser.add_argument("--workdir", type=pathlib.Path, required=True)
   parser.add_argument("--seeds", type=int, default=3)
   parser.add_argument("--jobs", type=int, default=2, help="runs at a time, one core each")
@@ -154,14 +120,21 @@ def main() -> None:
   arguments = parser.parse_args()
   workdir = arguments.workdir
   if not arguments.report:
-    train(workdir, arguments.seeds, arguments.arms.split(","), arguments.jobs)
+    try:
+      with runs.Leg() as leg:
+        train(workdir, arguments.seeds, arguments.arms.split(","), arguments.jobs, leg)
+    except runs.Stopped:
+      print("stopped; the same command goes on", file=sys.stderr)
+      sys.exit(runs.EXIT_STOPPED)
   results = collect(workdir, arguments.seeds)
   summary = {
     "command": "python " + " ".join(sys.argv),
     "machine": f"{platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}",
     "seconds": {
-      str(path.parent.relative_to(workdir)): float(path.read_text())
-      for path in sorted(workdir.glob("seed*/*/seconds"))
+      f"seed{seed}/{name}": seconds
+      for seed in range(arguments.seeds)
+      for name in ("start", *ARMS)
+      if (seconds := program(workdir, seed, name).seconds())
     },
     "results": results,
   }

@@ -7,13 +7,12 @@ A randomly initialised decoder of Gemma 3 270M's shape in float32 continues prom
 is reported with its CPU-seconds. `floor` is the time to read every weight once a token, measured in
 the same process by summing them: no decoder of these weights can be faster for few rows.
 
-`srl` is a step's sampling on a smaller decoder (the shape of `--srl_layers` of those layers and a
-vocabulary of 32,768, so that it takes minutes): 16 questions, 8 responses each of log-normal
-lengths (mean 64, at most 256), of which every second asks for 4 solutions of like lengths once it
-has 16 tokens. The engine serves it in 64 slots; `fixed` serves the same rows by 64 at a time, each
-batch until its longest ends, and the solutions after all responses. Useful tokens are those of the
-wanted lengths; the rows are stopped there by their limits, for random weights never stop by
-themselves.
+`srl` is a step's sampling on a smaller decoder (`--srl_layers` of those layers and a vocabulary of
+32,768, so that it takes minutes): 16 questions, 8 responses each, and 4 solutions of every
+response's translation, asked for once the response has 16 tokens. Eight of 512 ids that can be
+drawn end a row, so that lengths are spread about a mean of 64, at most 256. The engine serves all
+of it in 64 slots; `fixed` samples the same rows 64 at a time, each batch until its longest has
+ended, and the solutions after all responses.
 """
 
 import argparse
@@ -29,18 +28,19 @@ from collections.abc import Callable, Sequence
 import jax
 import numpy as np
 
-from pasmr_jax.experiment.planning_sizes import PUBLISHED
+from pasmr_jax.experiment.planning.sizes import PUBLISHED
 from pasmr_jax.models.config import TransformerConfig
 from pasmr_jax.models.transformer import init_params
 from pasmr_jax.parallel import rules
 from pasmr_jax.parallel.mesh import make_mesh, param_shardings
-from pasmr_jax.rollout.engine import Engine
-from pasmr_jax.rollout.requests import Request, Usage
+from pasmr_jax.rollout.engine import Engine, Served
+from pasmr_jax.rollout.requests import Request, Usage, Watch
 from pasmr_jax.rollout.sampling import make_sampling
 
 GEMMA_3_270M = PUBLISHED["google/gemma-3-270m"]
 PROMPT = NEW = 64
 LONGEST = 256
+DRAWABLE = 512  # ids that the srl workload draws from
 SLOTS = 64
 NEVER = GEMMA_3_270M.vocab_size - 1  # a stop id that is hardly ever drawn
 # name -> prompts, temperature, top-p
@@ -53,8 +53,7 @@ WORKLOADS = {
 
 
 def best_of(repeats: int, run: Callable[[], object]) -> tuple[float, float]:
-  """Seconds and CPU-seconds of the quickest of `repeats` runs after one that is not counted."""
-  run()
+  """Seconds and CPU-seconds of the quickest of `repeats` runs; what they need is compiled."""
   taken = []
   for _ in range(repeats):
     wall, cpu = time.perf_counter(), time.process_time()
@@ -88,6 +87,7 @@ def plain(mesh: jax.sharding.Mesh, repeats: int) -> tuple[float, dict[str, dict[
   """The floor, seconds to read the weights once, and the figures of WORKLOADS."""
   params, engine = random_params(GEMMA_3_270M, mesh), make_engine(GEMMA_3_270M, mesh)
   read = jax.jit(lambda params: sum(leaf.sum() for leaf in jax.tree.leaves(params)))
+  read(params).block_until_ready()
   floor, _ = best_of(repeats, lambda: read(params).block_until_ready())
   print(f"reading the weights once: {1000 * floor:.0f} ms, {8 / floor:.0f} tokens/s of 8 rows")
   laid_out = engine.lay_out(params)
@@ -120,88 +120,81 @@ def plain(mesh: jax.sharding.Mesh, repeats: int) -> tuple[float, dict[str, dict[
 
 
 class Workload:
-  """The sampling of one step: responses, and the solutions that half of them ask for."""
+  """The sampling of one step: responses, and the solutions of their translations."""
 
-  def __init__(self, vocabulary: int):
-    rng = np.random.default_rng(1)
-    # Log-normal with mean 64.
-    lengths = np.exp(rng.normal(np.log(64) - 0.5 * 0.6**2, 0.6, (128, 5)))
-    self.lengths = np.clip(lengths, 17, LONGEST).astype(int)
-    self.prompts = prompts(128, vocabulary)
+  def __init__(self):
+    self.prompts = prompts(16 + 128, DRAWABLE)
     self.key_data = np.asarray(jax.random.key_data(jax.random.key(1)))
+    self.sampling = make_sampling(4.0, tuple(range(8)))  # flat: every 64th draw ends a row
 
-  def request(self, prompt: Sequence[int], name: str, limit: int, samples=1, **more) -> Request:
-    sampling = make_sampling(1.0, (0,))
+  def request(self, number: int, samples: int, watched: bool = False) -> Request:
     return Request(
-      prompt=prompt,
-      name=name,
+      prompt=self.prompts[number],
+      name=str(number),
       key_data=self.key_data,
       samples=samples,
-      max_new_tokens=limit,
-      sampling=sampling,
-      **more,
+      max_new_tokens=LONGEST,
+      sampling=self.sampling,
+      watched=watched,
     )
 
   def responses(self, watched: bool) -> list[Request]:
-    """Eight of each of 16 prompts, each with a limit of its own."""
-    return [
-      self.request(self.prompts[row // 8], str(row), self.lengths[row, 0], watched=watched)
-      for row in range(128)
-    ]
+    return [self.request(question, 8, watched) for question in range(16)]
 
-  def solutions(self, row: int) -> list[Request]:
-    return [
-      self.request(self.prompts[row], f"{row}/{k}", self.lengths[row, k]) for k in range(1, 5)
-    ]
+  def solutions(self, question: int, sample: int) -> Request:
+    return self.request(16 + question * 8 + sample, 4)
 
-  def engine(self, engine: Engine, params) -> Usage:
-    asked: set[int] = set()
+  def engine(self, engine: Engine, params) -> Served:
+    asked: set[tuple[int, int]] = set()
 
-    def watch(row: int, sample: int, tokens: np.ndarray, ended: bool) -> Sequence[Request]:
-      if row % 2 or row in asked or len(tokens) < 16:
-        return ()
-      asked.add(row)
-      return self.solutions(row)
+    def watch(question: int, sample: int, tokens: np.ndarray, ended: bool) -> Sequence[Request]:
+      due = (ended or len(tokens) >= 16) and (question, sample) not in asked
+      asked.update({(question, sample)} if due else ())
+      return [self.solutions(question, sample)] if due else ()
 
-    served = engine.serve(
-      params,
-      self.responses(watched=True),
-      max_prompt_length=PROMPT,
-      max_new_tokens=LONGEST,
-      watch=watch,
-    )
-    assert len(asked) == 64
-    return served.usage
+    return self._serve(engine, params, self.responses(watched=True), watch)
 
-  def fixed(self, engine: Engine, params) -> Usage:
+  def fixed(self, engine: Engine, params) -> Served:
     """Batches of as many rows as there are slots, one after the other."""
-    usage = Usage(0, 0, 0, 0)
     first = self.responses(watched=False)
-    second = [request for row in range(0, 128, 2) for request in self.solutions(row)]
+    second = [self.solutions(question, sample) for question in range(16) for sample in range(8)]
+    usage, rollouts = Usage(0, 0, 0, 0), []
     for requests in (first, second):
-      for begin in range(0, len(requests), SLOTS):
-        usage += engine.serve(
-          params,
-          requests[begin : begin + SLOTS],
-          max_prompt_length=PROMPT,
-          max_new_tokens=LONGEST,
-        ).usage
-    return usage
+      together = SLOTS // requests[0].samples
+      for begin in range(0, len(requests), together):
+        served = self._serve(engine, params, requests[begin : begin + together])
+        usage += served.usage
+        rollouts += served.rollouts
+    return Served(rollouts, usage)
+
+  def _serve(self, engine: Engine, params, requests, watch: Watch | None = None) -> Served:
+    return engine.serve(
+      params, requests, max_prompt_length=PROMPT, max_new_tokens=LONGEST, watch=watch
+    )
 
 
 def srl(mesh: jax.sharding.Mesh, repeats: int, layers: int) -> dict[str, dict[str, float]]:
   """Both ways of serving a step's rows."""
   config = dataclasses.replace(GEMMA_3_270M, num_layers=layers, vocab_size=32_768)
-  engine, workload = make_engine(config, mesh), Workload(config.vocab_size)
+  engine = dataclasses.replace(make_engine(config, mesh), valid_vocab=DRAWABLE)
+  whole = dataclasses.replace(engine, refill_steps=LONGEST)  # one loop until all rows have ended
+  workload = Workload()
   params = engine.lay_out(random_params(config, mesh))
-  figures = {}
-  for name, serve in (("fixed", workload.fixed), ("engine", workload.engine)):
-    usage = serve(engine, params)
-    wall, cpu = best_of(repeats, lambda serve=serve: serve(engine, params))
+  figures, drawn = {}, {}
+  for name, serve, used in (
+    ("fixed", workload.fixed, whole),
+    ("engine", workload.engine, engine),
+  ):
+    served = serve(used, params)
+    drawn[name] = sorted(row.tolist() for rows in served.rollouts for row in rows.tokens)
+    wall, cpu = best_of(repeats, lambda serve=serve, used=used: serve(used, params))
+    usage = served.usage
     figures[name] = {
       "tokens_per_second": usage.tokens / wall,
       "seconds": wall,
       "cpu_seconds": cpu,
+      "tokens": usage.tokens,
+      "rows": len(drawn[name]),
       "slot_use": usage.tokens / usage.slot_steps,
     }
     print(
@@ -209,6 +202,8 @@ def srl(mesh: jax.sharding.Mesh, repeats: int, layers: int) -> dict[str, dict[st
       f" {usage.tokens / usage.slot_steps:.3f}",
       flush=True,
     )
+  same = sum(map(list.__eq__, drawn["fixed"], drawn["engine"]))
+  print(f"srl: {same} of {len(drawn['engine'])} rows are the same both ways")
   return figures
 
 
@@ -216,7 +211,7 @@ def main() -> None:
   parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
   parser.add_argument("--out", type=pathlib.Path)
   parser.add_argument("--repeats", type=int, default=3)
-  parser.add_argument("--srl_layers", type=int, default=6)
+  parser.add_argument("--srl_layers", type=int, default=2)
   arguments = parser.parse_args()
 
   mesh = make_mesh(-1, 1)

@@ -24,7 +24,7 @@ import jax
 import numpy as np
 
 from configs import base
-from pasmr_jax.experiment.planning_sizes import PUBLISHED
+from pasmr_jax.experiment.planning.sizes import PUBLISHED
 from pasmr_jax.learning import losses
 from pasmr_jax.learning.optim import make_optimizer
 from pasmr_jax.learning.update import Learner

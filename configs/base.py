@@ -21,6 +21,8 @@ def get_config() -> ConfigDict:
   config.prompt = prompt()
   config.data = data()
   config.mesh = ConfigDict()
+  config.mesh.replica = -1  # groups of devices with all parameters each, which the batch is split
+  #                           over; -1: one a slice, where several slices are joined by network
   config.mesh.fsdp = -1  # devices over which parameters and batch are split; -1: all that are left
   config.mesh.tensor = 1  # devices over which heads, MLP and vocabulary are split
 
@@ -222,7 +224,7 @@ def rollout() -> ConfigDict:
   config.slots = 256  # rows decoded together: responses and pivot solutions; 0 is all
   config.prefill_prompts = 16  # prompts computed together
   config.refill_steps = 8  # tokens drawn between looks at which slots are free
-  config.cache_dtype = ""  # of keys and values: float32 | bfloat16; empty is model.dtype
+  config.cache_dtype = ""  # of keys and values: float32 | bfloat16 | int8; empty is model.dtype
   return config
 
 

@@ -48,6 +48,7 @@ def get_config():
   config.srl.rehearsal_rows = 8
 
   config.rollout.slots = 128
+  config.rollout.prompt_bucket = 64  # one shape, so that little is compiled
 
   config.feedback.pivot_samples = 8
   config.feedback.pivot_temperature = 0.7

@@ -413,7 +413,7 @@ def make_run(config: Config, workdir: pathlib.Path, pools: Sequence[str] | None 
   `pools` are the pools to read, if not all that the configuration's stages use.
   """
   workdir.mkdir(parents=True, exist_ok=True)
-  mesh = make_mesh(config.mesh.fsdp, config.mesh.tensor)
+  mesh = make_mesh(config.mesh.fsdp, config.mesh.tensor, replica=config.mesh.replica)
   tokenizer = make_tokenizer(config, workdir)
   model = model_config(config, tokenizer)
   return Run(

@@ -38,7 +38,7 @@ def check(config: Config, devices: int = 1) -> None:
 
   Args:
     config: the whole configuration.
-    devices: over which a batch is split (the mesh's fsdp axis).
+    devices: over which a batch is split (the mesh's axes replica and fsdp).
   """
   problems = [
     *_general(config),
@@ -119,6 +119,7 @@ def _choices(config: Config) -> Iterator[str]:
     "tokenizer.delimiters": DELIMITERS,
     "prompt.style": STYLES,
     "model.param_dtype": _DTYPES,
+    "rollout.cache_dtype": ("", *_DTYPES, "int8"),
     "srl.advantage": advantages.ESTIMATORS,
     "srl.credit": advantages.CREDITS,
     "srl.aggregation": losses.AGGREGATIONS,
@@ -270,7 +271,7 @@ def _batches(config: Config, devices: int) -> Iterator[str]:
 def _divides(name: str, rows: int, key: str, microbatches: int, devices: int) -> Iterator[str]:
   if rows % (microbatches * devices):
     yield (
-      f"{name} is {rows}; expected a multiple of {key} * devices of mesh.fsdp"
+      f"{name} is {rows}; expected a multiple of {key} * devices that share rows"
       f" = {microbatches} * {devices}"
     )
 

@@ -18,7 +18,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from pasmr_jax.models.cache import KeyValues
+from pasmr_jax.models.cache import KeyValues, Stored
 from pasmr_jax.models.config import TransformerConfig
 from pasmr_jax.models.layers import RMSNorm, fan_in, rotate, weight
 from pasmr_jax.models.lora import adapt
@@ -32,7 +32,7 @@ class Sight(flax.struct.PyTreeNode):
 
   segment_ids: Int[Array, "B T"]
   mask: Bool[Array, "B T T"] | None  # of whole rows, windows aside; None: the kernel of splash.py
-  past: Sequence[tuple[Array, Array, Array]] | None = None  # parts, see `attend_parts`
+  past: Sequence[tuple[Stored, Array]] | None = None  # parts, see `attend_parts`
 
 
 def segment_mask(segment_ids: Int[Array, "B T"]) -> Bool[Array, "B T T"]:
@@ -71,46 +71,51 @@ def attend(
 
 def attend_parts(
   queries: Float[Array, "B 1 N H"],
-  parts: Sequence[tuple[Array, Array, Array]],
+  parts: Sequence[tuple[Stored, Array]],
   softcap: float | None,
 ) -> Float[Array, "B 1 N H"]:
   """The same of one token a row over keys that lie in several arrays.
 
   Args:
     queries: scaled already.
-    parts: keys [B K S H], values [B K S H] and the mask [B 1 S] of each; some key must be seen.
+    parts: keys and values as a cache stores them, and the mask [B 1 S] of each; some key must be
+      seen.
     softcap: scores become cap * tanh(scores / cap).
   """
   batch, _, heads, head_dim = queries.shape
-  kv_heads = parts[0][0].shape[1]
+  kv_heads = parts[0][0].keys.shape[1]
   grouped = queries.reshape(batch, kv_heads, heads // kv_heads, head_dim)
   scores = []
-  for keys, _, mask in parts:
-    found = jax.lax.platform_dependent(
-      grouped, keys, cpu=_scores_keys_first, default=_scores_queries_first
+  for past, mask in parts:
+    found = jnp.einsum(
+      "BKGH,BKHS->BKGS",
+      grouped,
+      _readable(past.keys, grouped),
+      preferred_element_type=jnp.float32,
     )
+    if past.key_scales is not None:
+      found *= past.key_scales[:, :, None, :]
     scores.append(jnp.where(mask[:, None], _capped(found, softcap), MASKED))
   top = functools.reduce(jnp.maximum, [one.max(-1, keepdims=True) for one in scores])
   weights = [jnp.exp(one - top) for one in scores]
-  products = [
-    jnp.einsum(
-      "BKGS,BKSH->BKGH", one.astype(values.dtype), values, preferred_element_type=jnp.float32
+  products = []
+  for one, (past, _) in zip(weights, parts, strict=True):
+    values = _readable(past.values, grouped)
+    if past.value_scales is not None:
+      one *= past.value_scales[:, :, None, :]
+    products.append(
+      jnp.einsum(
+        "BKGS,BKSH->BKGH", one.astype(values.dtype), values, preferred_element_type=jnp.float32
+      )
     )
-    for one, (_, values, _) in zip(weights, parts, strict=True)
-  ]
   totals = [one.sum(-1, keepdims=True) for one in weights]
   mixed = functools.reduce(jnp.add, products) / functools.reduce(jnp.add, totals)
   return mixed.reshape(batch, 1, heads, head_dim).astype(queries.dtype)
 
 
-def _scores_queries_first(queries, keys):
-  return jnp.einsum("BKGH,BKSH->BKGS", queries, keys, preferred_element_type=jnp.float32)
-
-
-def _scores_keys_first(queries, keys):
-  """The same for CPUs, which take a third less time for it this way round."""
-  scores = jnp.einsum("BKSH,BKGH->BKSG", keys, queries, preferred_element_type=jnp.float32)
-  return jax.lax.optimization_barrier(scores).swapaxes(2, 3)  # or the compiler would turn it back
+def _readable(stored: Array, queries: Array) -> Array:
+  """Integers as numbers that can be multiplied; their scales are multiplied later."""
+  return stored.astype(queries.dtype) if stored.dtype == jnp.int8 else stored
 
 
 def _capped(scores, softcap):
@@ -136,7 +141,7 @@ class Attention(nn.Module):
     keys = rotate(keys, angles).transpose(0, 2, 1, 3)
     values = values.transpose(0, 2, 1, 3)
     if sight.past is not None:
-      own = (keys, values, jnp.ones((1, 1, 1), bool))
+      own = (Stored(keys.swapaxes(2, 3), values), jnp.ones((1, 1, 1), bool))
       mixed = attend_parts(queries, (*sight.past, own), config.attention_softcap)
     elif sight.mask is None:
       mixed = splash_attend(queries, keys, values, sight.segment_ids, is_local, config)
@@ -147,9 +152,6 @@ class Attention(nn.Module):
       mixed = attend(queries, keys, values, mask, config.attention_softcap)
     shape, axes = (config.num_heads, config.head_dim, config.embed_dim), ("heads", "head_dim")
     output = weight(self, "output", shape, (*axes, "embed"), fan_in(2), config)
-    # As matrices: with two axes summed, a CPU would turn the weight around for every token.
-    flat, matrix = mixed.reshape(*x.shape[:2], -1), output.reshape(-1, config.embed_dim)
-    projected = jnp.einsum("BTX,XD->BTD", flat, matrix)
     # As matrices: with two axes summed, a CPU would turn the weight around for every token.
     flat, matrix = mixed.reshape(*x.shape[:2], -1), output.reshape(-1, config.embed_dim)
     projected = jnp.einsum("BTX,XD->BTD", flat, matrix)

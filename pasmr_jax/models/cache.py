@@ -10,32 +10,46 @@ Every layer has a ring of its own with no more columns than it can ever see, so 
 their window and nothing else. A row's prompt is computed elsewhere, without a cache, and
 `begin_rows` puts it behind the index.
 
+In int8 a head's key, or value, of a token is stored as whole numbers from -127 to 127 and a scale.
+Tokens are stored so as soon as they are written, not when they settle: what a row sees must not
+depend on when that is.
+
 Axes: B rows, K key/value heads, S columns of a ring, T recent columns, H head_dim; P tokens of a
 prompt, F prompts, N rows that begin.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import flax.struct
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Bool, Float, Int, Num
 
 from pasmr_jax.models.config import TransformerConfig
 
 
 class KeyValues(flax.struct.PyTreeNode):
-  """Rotated keys, and values, of one layer."""
+  """Rotated keys, and values, as one layer computes them."""
 
-  keys: Float[Array, "B K S H"]
-  values: Float[Array, "B K S H"]
+  keys: Float[Array, "B K P H"]
+  values: Float[Array, "B K P H"]
+
+
+class Stored(flax.struct.PyTreeNode):
+  """The same in a cache. Keys lie as scores need them: a CPU takes a fifth of the time."""
+
+  keys: Num[Array, "B K H S"]
+  values: Num[Array, "B K S H"]
+  key_scales: Float[Array, "B K S"] | None = None  # of integers; None: keys are what they are
+  value_scales: Float[Array, "B K S"] | None = None
 
 
 class Cache(flax.struct.PyTreeNode):
   """What decoding one token a row reads and writes."""
 
-  rings: tuple[KeyValues, ...]  # [B K S H] of each layer
-  recent: tuple[KeyValues, ...]  # [B K T H]
+  rings: tuple[Stored, ...]  # of each layer
+  recent: tuple[Stored, ...]  # with T for S
   index: Int[Array, ""]  # steps settled; the next goes to column index % S
   taken: Int[Array, ""]  # recent columns in use
   lengths: Int[Array, "B"]  # tokens of each row, the recent ones included
@@ -55,13 +69,15 @@ def init_cache(
     rows: B.
     length: tokens that a row may have.
     recent: T, tokens written between two settlings.
-    dtype: of keys and values; the compute dtype if None.
+    dtype: of keys and values, int8 among others; the compute dtype if None.
   """
   dtype = jnp.dtype(config.dtype if dtype is None else dtype)
 
-  def empty(columns: int) -> KeyValues:
+  def empty(columns: int) -> Stored:
     shape = (rows, config.num_kv_heads, columns, config.head_dim)
-    return KeyValues(jnp.zeros(shape, dtype), jnp.zeros(shape, dtype))
+    values = jnp.zeros(shape, dtype)
+    scales = jnp.zeros(shape[:3], jnp.float32) if dtype == jnp.int8 else None
+    return Stored(values.swapaxes(2, 3), values, scales, scales)
 
   columns = {"global": length, "local": min(length, config.sliding_window)}
   zero = jnp.zeros((), jnp.int32)
@@ -92,7 +108,7 @@ def visible(cache: Cache, config: TransformerConfig) -> dict[str, Columns]:
   masks = {}
   for kind in dict.fromkeys(config.layer_kinds):
     layer = config.layer_kinds.index(kind)
-    columns, recent = cache.rings[layer].keys.shape[2], cache.recent[layer].keys.shape[2]
+    columns, recent = cache.rings[layer].values.shape[2], cache.recent[layer].values.shape[2]
     settled = (cache.index - 1 - jnp.arange(columns)) % columns
     age = settled + 1 + cache.taken
     recent_age = cache.taken - jnp.arange(recent)
@@ -103,27 +119,54 @@ def visible(cache: Cache, config: TransformerConfig) -> dict[str, Columns]:
   return masks
 
 
+def stored(computed: KeyValues, dtype: jnp.dtype) -> Stored:
+  """Keys and values as a cache of a dtype holds them; a head's largest number is 127 in int8."""
+  if dtype != jnp.int8:
+    return Stored(computed.keys.swapaxes(2, 3).astype(dtype), computed.values.astype(dtype))
+
+  def quantized(array: Array) -> tuple[Array, Array]:
+    array = array.astype(jnp.float32)
+    scales = jnp.abs(array).max(-1) / 127
+    whole = jnp.round(array / jnp.where(scales > 0, scales, 1)[..., None])
+    return whole.astype(jnp.int8), scales
+
+  (keys, key_scales), (values, value_scales) = quantized(computed.keys), quantized(computed.values)
+  return Stored(keys.swapaxes(2, 3), values, key_scales, value_scales)
+
+
+def _stored_in(cache: Cache, computed: Sequence[KeyValues]) -> tuple[Stored, ...]:
+  return tuple(stored(one, cache.rings[0].keys.dtype) for one in computed)
+
+
+def _by_columns(function: Callable[..., Array], *layers: tuple[Stored, ...]) -> tuple[Stored, ...]:
+  """Calls the function with the axis of columns and the arrays of each layer."""
+
+  def call(path: tuple[Any, ...], *arrays: Array) -> Array:
+    return function(3 if path[-1].name == "keys" else 2, *arrays)
+
+  return jax.tree.map_with_path(call, *layers)
+
+
 def write(cache: Cache, newest: Sequence[KeyValues]) -> Cache:
   """The cache with one token a row more: its keys and values of each layer, [B K 1 H]."""
 
-  def put(array: Array, new: Array) -> Array:
-    new = new.astype(array.dtype)
-    return jax.lax.dynamic_update_slice(array, new, (0, 0, cache.taken, 0))
+  def put(axis: int, array: Array, new: Array) -> Array:
+    return jax.lax.dynamic_update_slice_in_dim(array, new, cache.taken, axis)
 
-  recent = jax.tree.map(put, cache.recent, tuple(newest))
+  recent = _by_columns(put, cache.recent, _stored_in(cache, newest))
   return cache.replace(recent=recent, taken=cache.taken + 1, lengths=cache.lengths + 1)
 
 
 def settle(cache: Cache) -> Cache:
   """Moves the recent tokens into the rings."""
 
-  def move(step: Array, rings: tuple[KeyValues, ...]) -> tuple[KeyValues, ...]:
-    def put(ring: Array, recent: Array) -> Array:
-      new = jax.lax.dynamic_slice_in_dim(recent, step, 1, axis=2)
-      column = (cache.index + step) % ring.shape[2]
-      return jax.lax.dynamic_update_slice(ring, new, (0, 0, column, 0))
+  def move(step: Array, rings: tuple[Stored, ...]) -> tuple[Stored, ...]:
+    def put(axis: int, ring: Array, recent: Array) -> Array:
+      new = jax.lax.dynamic_slice_in_dim(recent, step, 1, axis)
+      column = (cache.index + step) % ring.shape[axis]
+      return jax.lax.dynamic_update_slice_in_dim(ring, new, column, axis)
 
-    return jax.tree.map(put, rings, cache.recent)
+    return _by_columns(put, rings, cache.recent)
 
   rings = jax.lax.fori_loop(0, cache.taken, move, cache.rings)
   zero = jnp.zeros_like(cache.taken)
@@ -150,20 +193,22 @@ def begin_rows(
     count: how many of `rows` and `sources` are meant; the others are not read.
   """
 
+  prefix = _stored_in(cache, prompts)
+
   def begin(number: Array, cache: Cache) -> Cache:
     row, source = rows[number], sources[number]
 
-    def put(ring: Array, prompts: Array) -> Array:
-      columns = ring.shape[2]
-      newest = min(columns, prompts.shape[2])
-      prompt = prompts[source, :, prompts.shape[2] - newest :]
+    def put(axis: int, ring: Array, prompts: Array) -> Array:
+      columns, length = ring.shape[axis], prompts.shape[axis]
+      newest = min(columns, length)
+      prompt = jax.lax.slice_in_dim(prompts[source][None], length - newest, length, axis=axis)
       # In a ring that starts with the prompt's first token, turned to end before the index.
       whole = jnp.zeros((1, *ring.shape[1:]), ring.dtype)
-      whole = whole.at[0, :, :newest].set(prompt.astype(ring.dtype))
-      turned = jnp.roll(whole, (cache.index - newest) % columns, axis=2)
-      return jax.lax.dynamic_update_slice(ring, turned, (row, 0, 0, 0))
+      whole = jax.lax.dynamic_update_slice_in_dim(whole, prompt, 0, axis)
+      turned = jnp.roll(whole, (cache.index - newest) % columns, axis)
+      return jax.lax.dynamic_update_slice_in_dim(ring, turned, row, axis=0)
 
-    rings = jax.tree.map(put, cache.rings, tuple(prompts))
+    rings = _by_columns(put, cache.rings, prefix)
     return cache.replace(rings=rings, lengths=cache.lengths.at[row].set(lengths[source]))
 
   return jax.lax.fori_loop(0, count, begin, cache)

@@ -43,7 +43,7 @@ def stored_weight(
 
 
 def split_rows(x: Float[Array, "B ..."]) -> Float[Array, "B ..."]:
-  """Holds the rows of x split over every axis of the current mesh but `tensor`.
+  """Holds the rows of x split over every axis of the current mesh that rows are split over.
 
   Without it the compiler, which also sees the weights split over `fsdp`, was found to split the
   embedding dimension instead and to compute every row on every device. Does nothing outside of
@@ -54,8 +54,11 @@ def split_rows(x: Float[Array, "B ..."]) -> Float[Array, "B ..."]:
 
 
 def row_axes(mesh: AbstractMesh, rows: int) -> tuple[str, ...] | None:
-  """The axes of a mesh that so many rows are split over; None if they do not divide."""
-  axes = tuple(axis for axis in mesh.axis_names if axis != "tensor")
+  """The axes of a mesh that so many rows are split over; None if they do not divide.
+
+  All but `tensor`, and those that the rows are one part of already (inside of a `shard_map`).
+  """
+  axes = tuple(axis for axis in mesh.auto_axes if axis != "tensor")
   if not axes or rows % math.prod(mesh.shape[axis] for axis in axes):
     return None
   return axes

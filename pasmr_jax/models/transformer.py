@@ -104,8 +104,7 @@ class Transformer(nn.Module):
     for number, kind in enumerate(config.layer_kinds):
       if cache is not None and columns is not None:
         ring, recent, seen = cache.rings[number], cache.recent[number], columns[kind]
-        past = ((ring.keys, ring.values, seen.ring), (recent.keys, recent.values, seen.recent))
-        sight = sight.replace(past=past)
+        sight = sight.replace(past=((ring, seen.ring), (recent, seen.recent)))
       one = layer(config, self.keep, name=f"layer_{number}")
       x, own = one(x, is_local[number], angles, sight)
       computed.append(own)

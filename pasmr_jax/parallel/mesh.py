@@ -1,12 +1,15 @@
 """The mesh, and everything that depends on where arrays live.
 
-One process a host, one mesh over all devices with the axes `fsdp` and `tensor`. Parameters are
-split by a table of `rules.py`; batches by rows over `fsdp`, each process holding the rows it read.
+One process a host, one mesh over all devices with the axes `replica`, `fsdp` and `tensor`.
+Parameters are split over the last two by a table of `rules.py` and whole in every replica; batches
+are split by rows over the first two, each process holding the rows it read. Slices of a TPU that
+only the data-centre network joins are replicas: all that crosses it is a sum of gradients a step.
 """
 
 import math
 import os
 import pathlib
+import re
 import urllib.error
 import urllib.request
 from collections.abc import Mapping, Sequence
@@ -14,6 +17,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from pasmr_jax.models import lora
@@ -21,7 +25,7 @@ from pasmr_jax.models.config import TransformerConfig
 from pasmr_jax.models.transformer import logical_axes, param_shapes
 from pasmr_jax.parallel.rules import TRAINING, Rules, partition_specs
 
-AXES = ("fsdp", "tensor")
+AXES = ("replica", "fsdp", "tensor")
 
 
 def initialize_distributed() -> None:
@@ -57,41 +61,82 @@ def _tpu_vm_of_a_pod() -> bool:
   devices = pathlib.Path("/dev")
   if not any(devices.glob("accel[0-9]*")) and not any(devices.glob("vfio/[0-9]*")):
     return False
+  if "," in _metadata("worker-network-endpoints"):
+    return True
+  slices = re.search(r"MEGASCALE_NUM_SLICES: *'?(\d+)", _metadata("tpu-env"))
+  return slices is not None and int(slices[1]) > 1
+
+
+def _metadata(attribute: str) -> str:
+  """Of this virtual machine; '' where there is no such attribute, or no metadata server."""
   request = urllib.request.Request(
-    "http://metadata.google.internal/computeMetadata/v1/instance/attributes/worker-network-endpoints",
+    f"http://metadata.google.internal/computeMetadata/v1/instance/attributes/{attribute}",
     headers={"Metadata-Flavor": "Google"},
   )
   try:
     with urllib.request.urlopen(request, timeout=5) as response:
-      return b"," in response.read()
+      return response.read().decode("utf-8", "replace")
   except (urllib.error.URLError, TimeoutError):
-    return False  # no metadata server: not a TPU VM, so nobody to join
+    return ""  # not a TPU VM, so nobody to join
 
 
-def make_mesh(fsdp: int, tensor: int, devices: Sequence[Any] | None = None) -> Mesh:
-  """A mesh of all devices with axes ('fsdp', 'tensor'); fsdp = -1 takes what tensor leaves.
+def make_mesh(
+  fsdp: int, tensor: int, devices: Sequence[Any] | None = None, replica: int = -1
+) -> Mesh:
+  """A mesh of all devices with axes ('replica', 'fsdp', 'tensor'), in this order of neighbourhood.
 
-  `devices` are others than this job's, such as those of a TPU that is only compiled for.
+  Args:
+    fsdp: devices that a replica's parameters and rows are split over; -1 takes what is left.
+    tensor: devices that heads, MLP and vocabulary are split over.
+    devices: others than this job's, such as those of a TPU that is only compiled for.
+    replica: groups that each hold all parameters; -1 is one a slice. A group never spans slices.
 
-  Raises ValueError, naming mesh.fsdp or mesh.tensor, if they do not multiply to the device count.
+  Raises:
+    ValueError: naming mesh.replica, mesh.fsdp or mesh.tensor, if they do not multiply to the number
+      of devices, or if replicas would span slices.
   """
   available = jax.devices() if devices is None else devices
-  shape = mesh_shape(fsdp, tensor, len(available))
-  return jax.make_mesh(shape, AXES, axis_types=(AxisType.Auto,) * len(AXES), devices=available)
-
-
-def mesh_shape(fsdp: int, tensor: int, devices: int) -> tuple[int, int]:
-  """Sizes of the axes of `make_mesh`; raises as it does."""
-  if tensor < 1 or devices % tensor:
-    raise ValueError(f"mesh.tensor: found {tensor}, expected a divisor of the {devices} devices")
-  if fsdp == -1:
-    fsdp = devices // tensor
-  if fsdp < 1 or fsdp * tensor != devices:
-    raise ValueError(
-      f"mesh.fsdp: found {fsdp} with mesh.tensor={tensor}, expected -1 or {devices // tensor}, "
-      f"so that they multiply to the {devices} devices"
+  slices = slice_count(available)
+  shape = mesh_shape(fsdp, tensor, len(available), replica, slices)
+  in_slice = (shape[0] // slices, *shape[1:])
+  if slices == 1:
+    placed = mesh_utils.create_device_mesh(in_slice, available, allow_split_physical_axes=True)
+  else:
+    placed = mesh_utils.create_hybrid_device_mesh(
+      in_slice, (slices, 1, 1), available, allow_split_physical_axes=True
     )
-  return fsdp, tensor
+  return Mesh(placed, AXES, axis_types=(AxisType.Auto,) * len(AXES))
+
+
+def slice_count(devices: Sequence[Any]) -> int:
+  """How many slices the devices are of; everything but a TPU is one."""
+  of_tpus = (device for device in devices if device.platform == "tpu")
+  return len({getattr(device, "slice_index", 0) for device in of_tpus}) or 1
+
+
+def mesh_shape(
+  fsdp: int, tensor: int, devices: int, replica: int = -1, slices: int = 1
+) -> tuple[int, int, int]:
+  """Sizes of the axes of `make_mesh`; raises as it does."""
+  if replica == -1:
+    replica = slices
+  if replica < 1 or replica % slices or devices % replica:
+    raise ValueError(
+      f"mesh.replica: found {replica}, expected -1 or a multiple of the {slices} slices that"
+      f" divides the {devices} devices"
+    )
+  each = devices // replica
+  of = f"{devices} devices" if replica == 1 else f"{each} devices of each of {replica} replicas"
+  if tensor < 1 or each % tensor:
+    raise ValueError(f"mesh.tensor: found {tensor}, expected a divisor of the {of}")
+  if fsdp == -1:
+    fsdp = each // tensor
+  if fsdp < 1 or fsdp * tensor != each:
+    raise ValueError(
+      f"mesh.fsdp: found {fsdp} with mesh.tensor={tensor}, expected -1 or {each // tensor}, "
+      f"so that they multiply to the {of}"
+    )
+  return replica, fsdp, tensor
 
 
 def param_shardings(config: TransformerConfig, mesh: Mesh, rules: Rules) -> Any:
@@ -158,7 +203,7 @@ def shard_batch(tree: Any, mesh: Mesh) -> Any:
     if rows.ndim == 0 or rows.shape[0] * jax.process_count() % parts:
       raise ValueError(
         f"a batch array of shape {rows.shape} in each of {jax.process_count()} processes does not "
-        f"divide by rows over mesh.fsdp={parts}"
+        f"divide by rows over {parts} parts (mesh.replica x mesh.fsdp)"
       )
     return jax.make_array_from_process_local_data(sharding, rows)
 

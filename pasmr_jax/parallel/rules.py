@@ -2,8 +2,10 @@
 
 Every weight names its dimensions (`embed`, `heads`, ...: see `models`). A table says which mesh
 axis splits which name; changing how a model is laid out is changing a line here. TRAINING splits
-weights over both axes and gathers them layer by layer. DECODING keeps whole every dimension that
-training splits over `fsdp`: a token's work is too small to pay for gathering weights each time.
+weights over `fsdp` and `tensor` and gathers them layer by layer; nothing of a weight is split over
+`replica`, so every replica holds it and gradients are summed over it. DECODING keeps whole every
+dimension that training splits over `fsdp`: a token's work is too small to pay for gathering weights
+each time.
 """
 
 from collections.abc import Mapping

@@ -198,12 +198,15 @@ class Engine:
       )
       for prompt, name in zip(prompts, names, strict=True)
     ]
-    too_long = [request for request in requests if len(request.prompt) > max_prompt_length]
     longest = processes.global_max(max((len(prompt) for prompt in prompts), default=1))
+    # Room for the longest prompt there is, doubled until it suffices, so that little is compiled.
+    room = self.prompt_bucket
+    while room < min(longest, max_prompt_length):
+      room *= 2
     served = self.serve(
       params,
       requests,
-      max_prompt_length=max_prompt_length if too_long else max(1, longest),
+      max_prompt_length=min(room, max_prompt_length),
       max_new_tokens=max_new_tokens,
     )
     if not served.rollouts:

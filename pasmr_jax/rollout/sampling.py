@@ -22,7 +22,7 @@ from jaxtyping import Array, Bool, Float, Int, Key
 
 AnyArray = jax.Array | np.ndarray
 _ONE_AS_BITS = 0x3F800000  # the bit pattern of float32 1.0; probabilities never exceed it
-_BLOCK = 512  # ids
+_DEVICES = 8  # and what divides it: a vocabulary may be split over so many
 _ROUNDING = 1e-6  # of sums of float32
 
 
@@ -126,17 +126,29 @@ def sample(
   return tokens, logprobs, drawn_logprobs
 
 
+def block_size(vocabulary: int) -> int:
+  """Ids in a block: a power of two about as large as the number of blocks.
+
+  It is smaller where that makes blocks divide over the devices that the ids are split over, or
+  every device would be sent all logits for every token.
+  """
+  largest = 1 << ((vocabulary - 1).bit_length() + 1) // 2
+  smaller = [largest >> halvings for halvings in range(6)]
+  return next((size for size in smaller if size and vocabulary % (_DEVICES * size) == 0), largest)
+
+
 def _blocked(array: Float[Array, "V R"]) -> Float[Array, "N B R"]:
   """Ids in blocks; what fills the last block weighs nothing."""
   vocabulary, rows = array.shape
-  missing = -vocabulary % _BLOCK
+  size = block_size(vocabulary)
+  missing = -vocabulary % size
   padded = jnp.pad(array, ((0, missing), (0, 0)), constant_values=-jnp.inf) if missing else array
-  return padded.reshape(-1, _BLOCK, rows)
+  return padded.reshape(-1, size, rows)
 
 
 def _likeliest(scaled: Float[Array, "N B R"], block_tops: Float[Array, "N R"]) -> Int[Array, " R"]:
   block = jnp.argmax(block_tops, axis=0)
-  return block * _BLOCK + jnp.argmax(_of_block(scaled, block), axis=0)
+  return block * scaled.shape[1] + jnp.argmax(_of_block(scaled, block), axis=0)
 
 
 def _of_block(array: Float[Array, "N B R"], block: Int[Array, " R"]) -> Float[Array, "B R"]:
@@ -288,7 +300,7 @@ def inverse_cdf(
   before = jnp.where(block > 0, before, 0.0)
   inside = _of_block(weights, block)
   inside = jnp.where(inside >= least, inside, 0.0)
-  return block * _BLOCK + _first_exceeding(jnp.cumsum(inside, axis=0), target - before)
+  return block * weights.shape[1] + _first_exceeding(jnp.cumsum(inside, axis=0), target - before)
 
 
 def _first_exceeding(ends: Float[Array, "N R"], target: Float[Array, " R"]) -> Int[Array, " R"]:

@@ -149,14 +149,17 @@ class Scheduler:
   # A round, in order.
 
   def _prefill(self) -> bool:
-    """Computes one batch of prompts if any process wants one."""
+    """Computes one batch of prompts if any process wants one.
+
+    As many as there are: those that find no free slot yet wait for one, computed.
+    """
     each = self.layout.prefill_prompts // meshes.row_parts(self.mesh)
     taken: list[list[int]] = [[] for _ in self.places]
     wanting = self._wanting()
     queue = list(self.queue)
     for place in range(each):
       for device in np.argsort([-want for want in wanting], kind="stable"):
-        if wanting[device] > 0 and queue and len(taken[device]) == place:
+        if queue and len(taken[device]) == place:
           taken[device].append(queue[0])
           wanting[device] -= self.requests[queue.pop(0)].samples
     longest = max((len(self.requests[n].prompt) for one in taken for n in one), default=0)

@@ -90,8 +90,9 @@ def test_microbatches_equal_the_whole_batch(whole):
     assert float(metrics[name]) == pytest.approx(float(value), rel=2e-4, abs=1e-5), name
 
 
-def test_eight_devices_equal_one(whole):
-  mesh = make_mesh(4, 2)
+@pytest.mark.parametrize(("replica", "fsdp"), [(1, 4), (2, 2)])
+def test_eight_devices_equal_one(whole, replica, fsdp):
+  mesh = make_mesh(fsdp, 2, replica=replica)
   shardings = param_shardings(CONFIG, mesh, rules.TRAINING)
   with jax.set_mesh(mesh):
     params = jax.device_put(_params(), shardings)

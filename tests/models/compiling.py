@@ -6,7 +6,7 @@ import re
 import jax
 import jax.numpy as jnp
 
-from pasmr_jax.experiment.planning_worker import topology_devices
+from pasmr_jax.experiment.planning.worker import topology_devices
 from pasmr_jax.models.config import TransformerConfig
 from pasmr_jax.models.transformer import Transformer, param_shapes
 from pasmr_jax.parallel.mesh import batch_sharding, make_mesh, param_shardings

@@ -2,12 +2,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from pasmr_jax.models.attention import (
-  _scores_keys_first,
-  _scores_queries_first,
   attend,
   attend_parts,
   segment_mask,
 )
+from pasmr_jax.models.cache import Stored
 
 
 def test_segment_mask_is_the_worked_example():
@@ -44,12 +43,21 @@ def test_keys_in_several_arrays_are_attended_as_if_they_were_in_one():
   mask = jnp.array([[[1, 1, 0, 0, 0, 1]], [[0, 0, 1, 1, 1, 1]], [[0, 0, 0, 0, 0, 1]]], bool)
   expected = attend(queries, keys, values, mask, 4.0)
   cuts = (slice(0, 4), slice(4, 6))
-  parts = [(keys[:, :, cut], values[:, :, cut], mask[..., cut]) for cut in cuts]
+  turned = keys.swapaxes(2, 3)
+  parts = [(Stored(turned[..., cut], values[:, :, cut]), mask[..., cut]) for cut in cuts]
   np.testing.assert_allclose(attend_parts(queries, parts, 4.0), expected, atol=1e-6)
-  grouped = queries.reshape(3, 2, 3, 8)
-  np.testing.assert_allclose(
-    _scores_keys_first(grouped, keys), _scores_queries_first(grouped, keys), atol=1e-6
-  )
+
+
+def test_whole_numbers_with_scales_are_attended_as_what_they_stand_for():
+  rng = np.random.default_rng(2)
+  queries = jnp.array(rng.normal(size=(2, 1, 4, 8)), jnp.float32)
+  keys, values = jnp.array(rng.integers(-127, 128, (2, 2, 2, 5, 8)), jnp.int8)
+  key_scales, value_scales = jnp.array(rng.random((2, 2, 2, 5)) / 40, jnp.float32)
+  mask = jnp.array([[[1, 1, 0, 0, 1]], [[0, 1, 1, 1, 1]]], bool)
+  meant = keys * key_scales[..., None], values * value_scales[..., None]
+  expected = attend(queries, *meant, mask, 4.0)
+  parts = [(Stored(keys.swapaxes(2, 3), values, key_scales, value_scales), mask)]
+  np.testing.assert_allclose(attend_parts(queries, parts, 4.0), expected, atol=1e-5)
 
 
 def test_a_query_with_nothing_to_see_gives_no_nan():

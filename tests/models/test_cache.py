@@ -9,9 +9,11 @@ import numpy as np
 from pasmr_jax.models.cache import (
   Cache,
   KeyValues,
+  Stored,
   begin_rows,
   init_cache,
   settle,
+  stored,
   visible,
   write,
 )
@@ -21,18 +23,52 @@ def test_an_empty_cache_holds_a_window_for_local_layers_only(small):
   cache = init_cache(small, rows=3, length=70, recent=4, dtype="bfloat16")
   for kind, ring, recent in zip(small.layer_kinds, cache.rings, cache.recent, strict=True):
     columns = small.sliding_window if kind == "local" else 70
-    assert ring.keys.shape == ring.values.shape == (3, 2, columns, 8)
-    assert recent.keys.shape == recent.values.shape == (3, 2, 4, 8)
+    assert (ring.keys.shape, ring.values.shape) == ((3, 2, 8, columns), (3, 2, columns, 8))
+    assert (recent.keys.shape, recent.values.shape) == ((3, 2, 8, 4), (3, 2, 4, 8))
     assert ring.keys.dtype == recent.values.dtype == jnp.bfloat16
   assert {*small.layer_kinds} == {"local", "global"}
   assert cache.lengths.tolist() == [0, 0, 0]
   short = init_cache(small, 3, 2, 1)
-  assert all(ring.keys.shape[2] == 2 for ring in short.rings)
+  assert all(ring.keys.shape[3] == 2 for ring in short.rings)
+
+
+def test_whole_numbers_are_half_a_scale_off_at_most():
+  keys, values = jax.random.normal(jax.random.key(0), (2, 3, 2, 5, 8)) * 7
+  keys = keys.at[1, 1, 2].set(0)
+  found = stored(KeyValues(keys, values), jnp.dtype("int8"))
+  assert found.keys.dtype == found.values.dtype == jnp.int8
+  for whole, scale, exact in (
+    (found.keys.swapaxes(2, 3), found.key_scales, keys),
+    (found.values, found.value_scales, values),
+  ):
+    assert scale is not None
+    off = jnp.abs(whole * scale[..., None] - exact)
+    assert (off <= 0.5001 * scale[..., None]).all()
+    assert off.max() > 0
+    np.testing.assert_allclose(scale, jnp.abs(exact).max(-1) / 127, rtol=1e-6)
+
+
+def test_whole_numbers_begin_and_settle_with_their_scales(small):
+  cache = init_cache(small, rows=2, length=8, recent=2, dtype="int8")
+  prompt = jax.random.normal(jax.random.key(1), (small.num_layers, 2, 1, 2, 5, 8))
+  prompts = [KeyValues(*layer) for layer in prompt]
+  numbers = jnp.array([1]), jnp.array([0])
+  cache = begin_rows(cache, prompts, jnp.array([5]), *numbers, count=1)
+  newest = [KeyValues(*(jnp.full((2, 2, 1, 8), 3.0 + n),) * 2) for n in range(small.num_layers)]
+  settled = settle(write(cache, newest))
+  for layer, ring in enumerate(settled.rings):
+    assert ring.keys.dtype == ring.values.dtype == jnp.int8
+    columns = ring.values.shape[2]
+    found = ring.values[1] * ring.value_scales[1][..., None]
+    np.testing.assert_allclose(found[:, 0], 3.0 + layer, rtol=1e-6)  # index 0
+    np.testing.assert_allclose(found[:, columns - 1], prompt[layer, 1, 0, :, 4], atol=0.02)
+    assert not ring.values[0, :, 1:].any()
 
 
 def _cache(columns, recent, index, taken, lengths):
   def empty(columns):
-    return (KeyValues(*(jnp.zeros((2, 1, columns, 2)),) * 2),)
+    values = jnp.zeros((2, 1, columns, 2))
+    return (Stored(values.swapaxes(2, 3), values),)
 
   lengths = jnp.array(lengths)
   return Cache(empty(columns), empty(recent), jnp.int32(index), jnp.int32(taken), lengths)
@@ -70,10 +106,10 @@ def test_what_was_written_is_settled_where_it_belongs(small):
   settled = settle(cache)
   assert (settled.index, settled.taken) == (cache.index + 2, 0)
   for layer, ring in enumerate(settled.rings):
-    expected = np.zeros(ring.keys.shape, np.float32)
+    expected = np.zeros(ring.values.shape, np.float32)
     for step in range(2):
-      expected[:, :, (int(cache.index) + step) % ring.keys.shape[2]] = 10 * step + layer
-    np.testing.assert_array_equal(ring.keys, expected)
+      expected[:, :, (int(cache.index) + step) % ring.values.shape[2]] = 10 * step + layer
+    np.testing.assert_array_equal(ring.keys, expected.swapaxes(2, 3))
     np.testing.assert_array_equal(ring.values, -expected)
 
 
@@ -95,10 +131,10 @@ def test_rows_that_begin_get_their_prompt_behind_the_index_and_others_keep_their
   )
   assert begun.lengths.tolist() == [5, 5, 3]
   for layer, ring in enumerate(begun.rings):
-    columns = ring.keys.shape[2]
+    columns = ring.values.shape[2]
     assert (ring.keys[1] == 1).all()
     for row, source in ((2, 1), (0, 0)):
       for back in range(min(5, columns)):  # the token that many steps before the newest
         column, expected = (9 - 1 - back) % columns, 10 * source + 4 - back + layer / 128
-        assert (ring.keys[row, :, column] == expected).all()
+        assert (ring.keys[row, :, :, column] == expected).all()
         assert (ring.values[row, :, column] == -expected).all()

@@ -68,9 +68,37 @@ def rows(path):
   return rows
 
 
+def prompts(rows) -> list[list[int]]:
+  """Twenty in Latin, Cyrillic, Han, Thai, Bengali, Telugu; the last decodes past Gemma's window."""
+  beginnings = [rows[name][: 2 * len(rows[name]) // 3] for name in TEXTS]
+  return [*(rows[name] for name in TEXTS), *beginnings[:8], rows["long"][:600]]
+
+
+def continued(torch, model, prompts) -> list[list[int]]:
+  """Greedy tokens of transformers, the prompts left padded into one batch."""
+  width = max(map(len, prompts))
+  tokens = torch.tensor([[0] * (width - len(prompt)) + prompt for prompt in prompts])
+  mask = torch.tensor([[0] * (width - len(prompt)) + [1] * len(prompt) for prompt in prompts])
+  past, found = None, []
+  for _ in range(GREEDY):
+    positions = (mask.cumsum(1) - 1).clamp(min=0)[:, -tokens.shape[1] :]
+    output = model(
+      tokens,
+      attention_mask=mask,
+      position_ids=positions,
+      past_key_values=past,
+      use_cache=True,
+      logits_to_keep=1,
+    )
+    past, tokens = output.past_key_values, output.logits[:, -1:].argmax(-1)
+    found.append(tokens[:, 0].numpy())
+    mask = torch.cat([mask, torch.ones_like(mask[:, :1])], 1)
+  return np.stack(found, 1).tolist()
+
+
 @pytest.fixture(scope="module")
 def expected(path, rows):
-  """Of transformers: the log-probability of every next token, and a greedy continuation."""
+  """Of transformers: the log-probability of every next token, and greedy continuations."""
   torch = pytest.importorskip("torch")
   transformers = pytest.importorskip("transformers")
   model = transformers.AutoModelForCausalLM.from_pretrained(
@@ -86,12 +114,9 @@ def expected(path, rows):
         targets = torch.tensor(row[1:][at : at + CHUNK])
         parts.append(found.gather(1, targets[:, None])[:, 0].numpy())
       logprobs[name] = np.concatenate(parts)
-    tokens, past, greedy = torch.tensor([rows["en"]]), None, []
-    for _ in range(GREEDY):
-      output = model(tokens, past_key_values=past, use_cache=True, logits_to_keep=1)
-      past, tokens = output.past_key_values, output.logits[:, -1:].argmax(-1)
-      greedy.append(int(tokens[0, 0]))
-  del model, past, output
+    *short, long = prompts(rows)
+    greedy = [*continued(torch, model, short), *continued(torch, model, [long])]
+  del model
   gc.collect()
   return logprobs, greedy
 
@@ -142,22 +167,30 @@ def test_log_probabilities_equal_those_of_transformers(path, model, rows, expect
 
 
 def test_greedy_tokens_equal_those_of_transformers(model, rows, expected):
+  """More prompts than slots, so that they begin at different times; the long one alone."""
   config, params = model
   _, greedy = expected
   mesh = make_mesh(1, 1, jax.devices()[:1])
   engine = Engine(config, mesh, config.vocab_size, prompt_bucket=64, slots=8)
+  *short, long = prompts(rows)
+  found = []
   with jax.set_mesh(mesh):
-    found = engine.generate(
-      engine.lay_out(params),
-      [rows["en"]],
-      ["en"],
-      jax.random.key(0),
-      make_sampling(0.0, (config.vocab_size,)),  # never
-      samples=1,
-      max_new_tokens=GREEDY,
-      max_prompt_length=len(rows["en"]),
-    )
-  assert found.tokens[0].tolist() == greedy
+    laid_out = engine.lay_out(params)
+    for batch in (short, [long]):
+      rollouts = engine.generate(
+        laid_out,
+        batch,
+        list(map(str, range(len(batch)))),
+        jax.random.key(0),
+        make_sampling(0.0, (config.vocab_size,)),  # never
+        samples=1,
+        max_new_tokens=GREEDY,
+        max_prompt_length=max(map(len, batch)),
+      )
+      found += rollouts.tokens.tolist()
+  assert len(found) == 20
+  for number, (ours, theirs) in enumerate(zip(found, greedy, strict=True)):
+    assert ours == theirs, number
 
 
 def test_bfloat16_moves_log_probabilities_by_as_much_as_the_page_says(path, model, rows):

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from pasmr_jax.experiment import planning
+from pasmr_jax.experiment.planning import plan
 from pasmr_jax.models import splash
 from pasmr_jax.models.attention import attend, segment_mask
 from pasmr_jax.models.splash import splash_attend, uses_splash
@@ -126,7 +126,7 @@ def test_auto_is_the_kernel_on_tpus_for_the_widths_it_compiles_for(config):
 def test_it_compiles_for_tpus_and_no_scores_are_kept():
   """Local and global layers, forward and backward, rows and heads split over four chips."""
   pytest.importorskip("libtpu", reason="libtpu, which compiles for TPUs, is not installed")
-  environment = os.environ | planning._ENVIRONMENT | {"PYTHONPATH": str(runs.ROOT), "XLA_FLAGS": ""}
+  environment = os.environ | plan._ENVIRONMENT | {"PYTHONPATH": str(runs.ROOT), "XLA_FLAGS": ""}
   program = str(pathlib.Path(__file__).with_name("compiling.py"))
   finished = runs.run([sys.executable, program], environment)
   assert finished.returncode == 0, finished.stderr[-3000:]

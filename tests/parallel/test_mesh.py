@@ -1,5 +1,7 @@
 import dataclasses
 import functools
+import io
+import urllib.error
 
 import jax
 import jax.numpy as jnp
@@ -72,7 +74,7 @@ def loss(params, batch, config=CONFIG):
 
 
 def test_make_mesh_takes_what_is_left_and_names_what_does_not_fit(mesh):
-  assert dict(mesh.shape) == {"fsdp": 4, "tensor": 2}
+  assert dict(mesh.shape) == {"replica": 1, "fsdp": 4, "tensor": 2}
   with pytest.raises(ValueError, match=r"mesh\.tensor: found 3, expected a divisor of the 8"):
     meshes.make_mesh(-1, 3)
   with pytest.raises(ValueError, match=r"mesh\.fsdp: found 3 with mesh\.tensor=2.*-1 or 4.*8"):
@@ -93,9 +95,41 @@ def test_parameters_are_born_sharded_and_notes_say_what_is_not(mesh):
   )
 
 
-@pytest.mark.parametrize("shape", [(4, 2), (8, 1)])
+@dataclasses.dataclass(frozen=True)
+class Device:
+  """A device of a TPU of several slices, as far as a mesh looks at it."""
+
+  id: int
+  slice_index: int
+  platform: str = "tpu"
+
+
+def test_replicas_are_slices_or_parts_of_them():
+  assert meshes.mesh_shape(-1, 2, 8, replica=2) == (2, 2, 2)
+  assert meshes.mesh_shape(-1, 1, 32, slices=2) == (2, 16, 1)
+  assert meshes.mesh_shape(4, 2, 32, replica=4, slices=2) == (4, 4, 2)
+  with pytest.raises(ValueError, match=r"mesh\.replica: found 3, expected .* of the 1 slices .* 8"):
+    meshes.mesh_shape(-1, 1, 8, replica=3)
+  with pytest.raises(ValueError, match=r"mesh\.replica: found 1, expected .* of the 2 slices .* 8"):
+    meshes.mesh_shape(-1, 1, 8, replica=1, slices=2)
+  with pytest.raises(ValueError, match=r"mesh\.tensor: found 8.*4 devices of each of 2 replicas"):
+    meshes.mesh_shape(-1, 8, 8, replica=2)
+  assert meshes.slice_count([Device(number, number // 2) for number in range(6)]) == 3
+  assert meshes.slice_count(jax.devices()) == 1
+  mesh = meshes.make_mesh(-1, 2, replica=2)
+  # Neighbours of the fast network stand together: a replica is a block of devices.
+  numbers = np.vectorize(lambda device: device.id)(mesh.devices)
+  assert numbers.tolist() == [[[0, 1], [2, 3]], [[4, 5], [6, 7]]]
+  assert meshes.row_axes(mesh) == ("replica", "fsdp")
+  assert meshes.row_parts(mesh) == 4
+
+
+@pytest.mark.parametrize(
+  "shape",
+  [{"fsdp": 4, "tensor": 2}, {"fsdp": 8, "tensor": 1}, {"fsdp": 2, "tensor": 2, "replica": 2}],
+)
 def test_eight_devices_equal_one(batch, shape):
-  mesh = meshes.make_mesh(*shape)
+  mesh = meshes.make_mesh(**shape)
   params = init(CONFIG, jax.random.key(0))
   both = jax.value_and_grad(loss, has_aux=True)
   (expected, expected_hidden), expected_gradient = jax.jit(both)(params, batch)
@@ -107,6 +141,17 @@ def test_eight_devices_equal_one(batch, shape):
   jax.tree.map(
     lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), gradient, expected_gradient
   )
+
+
+def test_every_replica_holds_all_parameters():
+  mesh = meshes.make_mesh(fsdp=2, tensor=2, replica=2)
+  query = meshes.param_shardings(CONFIG, mesh, TRAINING)["layers"]["attention"]["query"]
+  assert query.spec == P(None, "fsdp", "tensor", None)
+  held = query.devices_indices_map((3, 32, 4, 8))
+  first, second = mesh.devices
+  for one, other in zip(first.flat, second.flat, strict=True):
+    assert held[one] == held[other]
+  assert len({str(held[device]) for device in first.flat}) == 4
 
 
 def test_rows_stay_split_over_fsdp(mesh, batch):
@@ -151,7 +196,7 @@ def test_rows_come_back_in_order(mesh):
 
 
 def test_rows_that_do_not_divide_are_an_error(mesh):
-  with pytest.raises(ValueError, match=r"shape \(6, 2\).*mesh\.fsdp=4"):
+  with pytest.raises(ValueError, match=r"shape \(6, 2\).*4 parts"):
     meshes.shard_batch(np.zeros((6, 2)), mesh)
 
 
@@ -192,3 +237,33 @@ def test_one_tpu_host_is_not_several(monkeypatch):
   monkeypatch.setenv("TPU_WORKER_HOSTNAMES", "localhost")
   monkeypatch.setenv("JAX_PLATFORMS", "tpu")
   meshes.initialize_distributed()
+
+
+@pytest.mark.parametrize(
+  ("attributes", "joined"),
+  [
+    ({"worker-network-endpoints": "a:b:c"}, 0),
+    ({"worker-network-endpoints": "a:b:c,d:e:f"}, 1),
+    ({"worker-network-endpoints": "a:b:c", "tpu-env": "X: '7'\nMEGASCALE_NUM_SLICES: '2'\n"}, 1),
+    ({"worker-network-endpoints": "a:b:c", "tpu-env": "MEGASCALE_NUM_SLICES: '1'\n"}, 0),
+  ],
+)
+def test_a_tpu_vm_asks_the_metadata_server_for_its_neighbours(monkeypatch, attributes, joined):
+  def answer(request, timeout):
+    del timeout
+    name = request.full_url.rpartition("/")[2]
+    if name not in attributes:
+      raise urllib.error.URLError("404")
+    return io.BytesIO(attributes[name].encode())
+
+  calls = []
+  monkeypatch.setattr(jax.distributed, "initialize", lambda **kwargs: calls.append(kwargs))
+  monkeypatch.setattr("urllib.request.urlopen", answer)
+  monkeypatch.setattr("pathlib.Path.glob", lambda self, pattern: iter([self / "accel0"]))
+  for name in ("JAX_COORDINATOR_ADDRESS", "SLURM_STEP_NUM_TASKS", "OMPI_COMM_WORLD_SIZE"):
+    monkeypatch.delenv(name, raising=False)
+  for name in ("MEGASCALE_NUM_SLICES", "TPU_WORKER_HOSTNAMES"):
+    monkeypatch.delenv(name, raising=False)
+  monkeypatch.setenv("JAX_PLATFORMS", "tpu")
+  meshes.initialize_distributed()
+  assert len(calls) == joined

@@ -133,6 +133,7 @@ def test_noise_differs_by_row_and_step_and_returns(engine, params, rollouts):
     {"slots": 4, "prefill_prompts": 4, "refill_steps": 3},
     {"slots": 8, "prefill_prompts": 8, "refill_steps": 1},
     {"slots": 64, "prefill_prompts": 4, "refill_steps": 50},
+    {"slots": 8, "prefill_prompts": 32, "refill_steps": 24},
   ],
 )
 def test_scheduling_does_not_change_a_row(engine, params, rollouts, schedule):
@@ -145,6 +146,25 @@ def test_scheduling_does_not_change_a_row(engine, params, rollouts, schedule):
     mine, theirs = slice(3 * place, 3 * place + 3), slice(3 * original, 3 * original + 3)
     np.testing.assert_array_equal(shuffled.tokens[mine], rollouts.tokens[theirs])
     np.testing.assert_allclose(shuffled.logprobs[mine], rollouts.logprobs[theirs], atol=1e-5)
+
+
+@pytest.mark.parametrize(("dtype", "off"), [("bfloat16", 0.02), ("int8", 0.03)])
+def test_a_smaller_cache_is_a_little_off_and_scheduling_still_changes_nothing(
+  engine, params, rollouts, dtype, off
+):
+  small = dataclasses.replace(engine, cache_dtype=dtype)
+  found = _generate(small, params)
+  both = dataclasses.replace(small, slots=4, prefill_prompts=4, refill_steps=3)
+  other = _generate(both, params)
+  np.testing.assert_array_equal(other.tokens, found.tokens)
+  np.testing.assert_allclose(other.logprobs, found.logprobs, atol=1e-5)
+  differences = [
+    np.abs(found.logprobs[row, :agreeing] - rollouts.logprobs[row, :agreeing]).max()
+    for row, same in enumerate(found.tokens == rollouts.tokens)
+    if (agreeing := int(np.append(same, False).argmin()))
+  ]
+  assert len(differences) > 6
+  assert 0 < max(differences) < off
 
 
 @pytest.mark.parametrize("settings", [{}, {"top_p": 0.7}, {"temperature": 0.0}])

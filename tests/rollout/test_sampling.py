@@ -36,6 +36,15 @@ def _expected(logits, temperature=1.0, top_k=0, top_p=1.0, min_p=0.0):
 
 
 @pytest.mark.parametrize(
+  ("vocabulary", "size"),
+  [(1, 1), (5, 4), (768, 32), (128_256, 32), (151_936, 16), (256_000, 256), (262_144, 512)],
+)
+def test_blocks_divide_over_eight_devices_where_ids_do(vocabulary, size):
+  assert sampling.block_size(vocabulary) == size
+  assert (vocabulary % (8 * size) == 0) == (vocabulary >= 768)
+
+
+@pytest.mark.parametrize(
   "settings",
   [
     {},

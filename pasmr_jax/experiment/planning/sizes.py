@@ -1,7 +1,7 @@
 """Sizes of published models, for planning where the hub cannot be read.
 
 A folder's or the hub's own config.json always comes before this table. Each row is that of the
-model's config.json on the hub; tests/experiment/test_planning.py checks the parameter counts.
+model's config.json on the hub; tests/experiment/planning/test_sizes.py checks the parameter counts.
 """
 
 from collections.abc import Mapping

@@ -13,9 +13,10 @@ from typing import Any
 
 import jax
 
-from pasmr_jax.experiment import planning_cost
-from pasmr_jax.experiment.planning_cost import GIB, Chip, Cost
-from pasmr_jax.experiment.planning_hlo import Array, Module, parse, scheduled_arrays
+from pasmr_jax.experiment.planning import cost as costs
+from pasmr_jax.experiment.planning.collectives import collectives, received_bytes
+from pasmr_jax.experiment.planning.cost import GIB, Chip, Cost
+from pasmr_jax.experiment.planning.hlo import Array, Module, parse, scheduled_arrays
 
 REST = "activations and the rest"
 
@@ -34,12 +35,13 @@ class Program:
   logits: int = 0  # of all tokens that one device has logits of at a time
   calls: int = 1  # a step
   tokens: int = 0  # a call
+  model_flops: float = 0  # of an update: what its forward and backward pass take at least
   branches: bool = False  # whether what a condition decides is done in every step
   trips: float = 0  # of loops that may stop early: tokens a row, or chunks of scored tokens
 
 
 def compile_program(program: Program, devices: int, chip: Chip, quick: bool) -> dict[str, Any]:
-  """What one device holds and does.
+  """What one device holds and does. What holds too much before it begins is not compiled.
 
   Args:
     program: what to compile; the caller has set its mesh.
@@ -50,11 +52,13 @@ def compile_program(program: Program, devices: int, chip: Chip, quick: bool) -> 
   Raises:
     jax.errors.JaxRuntimeError: compiling fails for another reason than memory.
   """
+  if held_bytes(program) > chip.hbm_limit:
+    return too_much(program, chip)
   started = time.perf_counter()
   traced = program.function.trace(*program.arguments, **program.keywords)
   options = {"exec_time_optimization_effort": -1.0} if quick else None
   resident = {name: device_bytes(tree) for name, tree in program.resident.items()}
-  report: dict[str, Any] = {"program": program.name, "calls": program.calls}
+  report: dict[str, Any] = {"program": program.name, "calls": program.calls, "compiled": True}
   try:
     compiled = traced.lower().compile(compiler_options=options)
   except jax.errors.JaxRuntimeError as error:
@@ -77,6 +81,29 @@ def compile_program(program: Program, devices: int, chip: Chip, quick: bool) -> 
     sizes = (math.prod(array.dims) for array in _with_vocabulary(program, module))
     report["largest_with_vocabulary"] = max(sizes, default=0)
   return report
+
+
+def held_bytes(program: Program) -> int:
+  """Bytes that one device holds of what is known by its shape: less than the program needs."""
+  held = [tree for name, tree in program.parts.items() if name != "gradients"]
+  return sum(map(device_bytes, (*held, *program.resident.values())))
+
+
+def too_much(program: Program, chip: Chip) -> dict[str, Any]:
+  """The report of a program that cannot fit, whatever the compiler does."""
+  trees = {**program.parts, **program.resident}
+  filled = {name: device_bytes(tree) for name, tree in trees.items() if name != "gradients"}
+  held = held_bytes(program)
+  return {
+    "program": program.name,
+    "calls": program.calls,
+    "fits": False,
+    "compiled": False,
+    "peak_bytes": held,
+    "over_bytes": math.ceil(held - chip.hbm_limit),
+    "filled_by": {name: size for name, size in filled.items() if size},
+    "compile_seconds": 0.0,
+  }
 
 
 def device_bytes(tree: Any) -> int:
@@ -133,20 +160,18 @@ def _needed(message: str, program: Program, chip: Chip) -> int:
 def _parts(
   program: Program, jaxpr: Any, module: Module, devices: int, chip: Chip
 ) -> list[dict[str, Any]]:
+  moved = received_bytes(collectives(module, program.trips, program.branches))
   cost = Cost(
-    planning_cost.flops(jaxpr, program.trips, program.branches) / devices,
-    planning_cost.hbm_bytes(module, program.trips, program.branches),
-    planning_cost.collective_bytes(module, program.trips, program.branches),
+    costs.flops(jaxpr, program.trips, program.branches) / devices,
+    costs.hbm_bytes(module, program.trips, program.branches),
+    moved,
   )
-  return [_part(program.name, cost, program.tokens, program.calls, chip)]
-
-
-def _part(name: str, cost: Cost, tokens: int, calls: int, chip: Chip) -> dict[str, Any]:
-  seconds, bound = planning_cost.floor(cost, chip)
-  floor = seconds[bound]
-  return {
-    "part": name,
-    "calls": calls,
+  seconds, bound = costs.floor(cost, chip)
+  floor, tokens = seconds[bound], program.tokens
+  possible = floor * chip.flops * devices
+  part = {
+    "part": program.name,
+    "calls": program.calls,
     "flops": cost.flops,
     "hbm_bytes": cost.hbm_bytes,
     "collective_bytes": cost.collective_bytes,
@@ -156,3 +181,6 @@ def _part(name: str, cost: Cost, tokens: int, calls: int, chip: Chip) -> dict[st
     "tokens": tokens,
     "tokens_per_second": tokens / floor if floor else 0.0,
   }
+  if program.model_flops:
+    part["model_flops_share"] = program.model_flops / possible
+  return [part]

@@ -3,7 +3,7 @@
 The text of `compiled.as_text()` for a TPU is the schedule of one device: every fusion, copy and
 collective in order, each array with the memory it lives in (a layout with `S(1)` is VMEM, other
 numbers are smaller memories, none is HBM). `parse` reads it into computations, and `executions`
-says how often each of them runs. `planning_cost.py` counts with both.
+says how often each of them runs. `costs.py` counts with both.
 """
 
 import collections

@@ -1,32 +1,21 @@
 """What a program costs: operations from its jaxpr, bytes from its scheduled HLO, and a floor.
 
 - `flops` counts the matrix products of a traced function, times the lengths of its scans.
-- `hbm_bytes` and `collectives` walk the compiled schedule of one device, loop bodies times their
-  trips. Arrays in on-chip memory are free, slices and updates in place count at the slice's size,
-  layout padding is not counted.
+- `hbm_bytes` walks the compiled schedule of one device, loop bodies times their trips. Arrays in
+  on-chip memory are free, slices and updates in place count at the slice's size, layout padding is
+  not counted. `collectives.py` does the same for what devices send each other.
 - `floor` divides each by what the chip can do at best: no step can be faster than the largest.
 
 Every figure is a lower bound. XLA's own `cost_analysis` is not used: it counts a loop's body once.
 """
 
-import collections
 import dataclasses
 import math
-import re
 from collections.abc import Iterator
 from typing import Any
 
-from pasmr_jax.experiment.planning_hlo import Computation, Instruction, Module, executions
-
-COLLECTIVES = (
-  "all-gather",
-  "reduce-scatter",
-  "all-reduce",
-  "all-to-all",
-  "collective-permute",
-  "ragged-all-to-all",
-  "collective-broadcast",
-)
+from pasmr_jax.experiment.planning.collectives import COLLECTIVES, NETWORK
+from pasmr_jax.experiment.planning.hlo import Computation, Instruction, Module, executions
 
 # Instructions that move nothing: names for what is there already, what holds other computations,
 # or the end of a transfer that was counted at its start.
@@ -46,22 +35,25 @@ class Chip:
   flops: float  # bfloat16 multiplications and additions a second
   hbm_bandwidth: float  # bytes a second
   ici_bandwidth: float  # bytes a second that reach it from its neighbours, over all links
+  network_bandwidth: float  # bytes a second that reach it from other slices
   hbm_limit: float  # bytes that the compiler lets a program use
   slices: tuple[str, ...]  # rented sizes, smallest first
 
 
 GIB = 2**30
-# Peak bf16 compute, HBM bandwidth, and half the bidirectional ICI bandwidth a chip, from Google's
-# pages on each generation (docs.cloud.google.com/tpu/docs/v5e, v6e, v5p-training). The limits are
-# those that libtpu 0.0.42's compiler states when a program exceeds them.
+# Peak bf16 compute, HBM bandwidth, half the bidirectional ICI bandwidth and the data-centre
+# network's bandwidth a chip, from Google's pages on each generation
+# (docs.cloud.google.com/tpu/docs/v5e, v6e, v5p-training). The limits are those that libtpu 0.0.42's
+# compiler states when a program exceeds them.
 _SQUARES = ("1x1", "2x2", "2x4", "4x4", "4x8", "8x8", "8x16", "16x16")
 CHIPS = {
-  "v5e": Chip(197e12, 819e9, 200e9, 15.75 * GIB, _SQUARES),
-  "v6e": Chip(918e12, 1638e9, 400e9, 31.25 * GIB, _SQUARES),
+  "v5e": Chip(197e12, 819e9, 200e9, 3.125e9, 15.75 * GIB, _SQUARES),
+  "v6e": Chip(918e12, 1638e9, 400e9, 12.5e9, 31.25 * GIB, _SQUARES),
   "v5p": Chip(
     459e12,
     2765e9,
     600e9,
+    6.25e9,
     95.74 * GIB,
     ("2x2x1", "2x2x2", "2x2x4", "2x4x4", "4x4x4", "4x4x8", "4x8x8", "8x8x8"),
   ),
@@ -89,11 +81,13 @@ class Cost:
 
 
 def floor(cost: Cost, chip: Chip) -> tuple[dict[str, float], str]:
-  """Seconds that compute, memory and interconnect each need at best, and which needs most."""
+  """Seconds that each of a chip's resources needs at best, and which needs most."""
+  moved, across = cost.collective_bytes, cost.collective_bytes.get(NETWORK, 0.0)
   seconds = {
     "compute": cost.flops / chip.flops,
     "memory": cost.hbm_bytes / chip.hbm_bandwidth,
-    "interconnect": sum(cost.collective_bytes.values()) / chip.ici_bandwidth,
+    "interconnect": (sum(moved.values()) - across) / chip.ici_bandwidth,
+    "network": across / chip.network_bandwidth,
   }
   return seconds, max(seconds, key=seconds.__getitem__)
 
@@ -111,7 +105,7 @@ def flops(jaxpr: Any, dynamic_trips: float = 0, branches: bool = False) -> float
   Args:
     jaxpr: `jax.jit(f).trace(...).jaxpr`, or any jaxpr.
     dynamic_trips: of `while` loops, whose trips a jaxpr does not tell.
-    branches: whether what a condition decides is part of the step, as in `planning_hlo.executions`.
+    branches: whether what a condition decides is part of the step, as in `hlo.executions`.
   """
   jaxpr = getattr(jaxpr, "jaxpr", jaxpr)
   total = 0
@@ -158,7 +152,7 @@ def hbm_bytes(module: Module, dynamic_trips: float = 0, branches: bool = False) 
   Args:
     module: the program.
     dynamic_trips: of loops whose number of trips is decided while they run.
-    branches: as in `planning_hlo.executions`.
+    branches: as in `hlo.executions`.
   """
   total = 0
   for name, count in executions(module, dynamic_trips, False, branches).items():
@@ -228,76 +222,3 @@ def _written(module: Module, fused: Computation, one: Instruction) -> int:
     inner = module.computations[one.called("calls")[0]]
     return _written(module, inner, inner.root)
   return one.size
-
-
-# Bytes between devices.
-
-
-@dataclasses.dataclass(frozen=True)
-class Collective:
-  """One collective of the program: what it is and how much of it."""
-
-  kind: str
-  bytes: int  # of the whole array: gathered, or before it is scattered
-  devices: int  # in one of its groups
-  times: float
-
-  @property
-  def received(self) -> float:
-    """Bytes that must reach each device, whatever the algorithm."""
-    if self.kind in ("collective-permute", "collective-broadcast"):
-      return self.times * self.bytes
-    share = (self.devices - 1) / self.devices
-    return self.times * self.bytes * (2 * share if self.kind == "all-reduce" else share)
-
-
-def collectives(
-  module: Module, dynamic_trips: float = 0, branches: bool = False
-) -> list[Collective]:
-  """Every collective, once a channel: the parts of an asynchronous one share their channel."""
-  found: dict[str, Collective] = {}
-  for name, times in executions(module, dynamic_trips, True, branches).items():
-    computation = module.computations[name]
-    for one in computation.instructions:
-      kind = one.opcode.removesuffix("-start")
-      if kind not in COLLECTIVES or not times:
-        continue
-      devices = _group_size(one.attributes)
-      size = one.size
-      if one.opcode.endswith("-start") and kind != "all-reduce":
-        size -= sum(computation.by_name[operand].size for operand in one.operands)
-      if kind == "reduce-scatter":
-        size *= devices  # its result is one device's part
-      elif kind == "all-reduce" and "all-reduce-scatter" in name:
-        kind = "reduce-scatter"
-      made = Collective(kind, size, devices, times)
-      channel = re.search(r"channel_id=(\d+)", one.attributes)
-      key = channel[1] if channel else f"{name}/{one.name}"
-      if key not in found or found[key].received < made.received:
-        found[key] = made
-  return list(found.values())
-
-
-def collective_bytes(
-  module: Module, dynamic_trips: float = 0, branches: bool = False
-) -> dict[str, float]:
-  """Bytes that reach one device, by kind."""
-  totals: dict[str, float] = collections.defaultdict(float)
-  for one in collectives(module, dynamic_trips, branches):
-    totals[one.kind] += one.received
-  return {kind: total for kind, total in totals.items() if total}
-
-
-def _group_size(attributes: str) -> int:
-  """Devices a group: of `{{0,1},{2,3}}`, of `[2,4]<=[8]`, or of `mesh['a'=4,'b'=2] {'a'}`."""
-  mesh = re.search(r"replica_groups=mesh\[([^\]]*)\] \{([^}]*)\}", attributes)
-  if mesh:
-    sizes = {name: int(size) for name, size in re.findall(r"'(\w+)'=(\d+)", mesh[1])}
-    return math.prod(sizes[name] for name in re.findall(r"'(\w+)'", mesh[2]))
-  listed = re.search(r"replica_groups=\{\{([\d,]+)\}", attributes)
-  if listed:
-    return len(listed[1].split(","))
-  iota = re.search(r"replica_groups=\[(\d+),(\d+)\]", attributes)
-  if iota:
-    return int(iota[2])
-  return 1

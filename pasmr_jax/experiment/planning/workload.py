@@ -26,12 +26,12 @@ class Workload:
   decodes: int
 
 
-def workload(config: Config, fsdp: int, fill: float) -> Workload:
+def workload(config: Config, parts: int, fill: float) -> Workload:
   """What an SRL step is at most: every prompt and response at its limit, all translations distinct.
 
   Args:
     config: the whole configuration.
-    fsdp: devices that rows are split over.
+    parts: of a batch, each on devices of its own: replicas times their `fsdp`.
     fill: mean length of prompt and response over the limits, above 0 and at most 1. It decides how
       many share a packed row and how many tokens are drawn, and nothing else.
   """
@@ -47,8 +47,8 @@ def workload(config: Config, fsdp: int, fill: float) -> Workload:
     translations = questions * srl.group_size
   prompt_length = -(-srl.max_prompt_length // rollout.prompt_bucket) * rollout.prompt_bucket
   slots = min(rollout.slots or math.inf, questions * srl.group_size)
-  slots = -(-int(slots) // fsdp) * fsdp
-  prefill = -(-rollout.prefill_prompts // fsdp) * fsdp
+  slots = -(-int(slots) // parts) * parts
+  prefill = -(-rollout.prefill_prompts // parts) * parts
   drawn = fill * (
     questions * srl.group_size * srl.max_new_tokens
     + translations * feedback.pivot_samples * srl.max_pivot_tokens
@@ -65,8 +65,8 @@ def workload(config: Config, fsdp: int, fill: float) -> Workload:
   )
 
 
-def adjust(config: Config, fsdp: int) -> list[str]:
-  """Lowers microbatches and raises padding, in place, until rows divide over so many devices.
+def adjust(config: Config, parts: int) -> list[str]:
+  """Lowers microbatches and raises padding, in place, until rows divide into so many parts.
 
   Neither changes what is learned: microbatches add up to the batch, and padding weighs nothing. A
   stage that is not run gets a batch that divides, because train.py checks all of them.
@@ -84,19 +84,19 @@ def adjust(config: Config, fsdp: int) -> list[str]:
   for stage in ("base", "pam"):
     rows, most = config[stage].batch_size, config[stage].microbatches
     if stage not in config.stages:
-      rows = -(-rows // fsdp) * fsdp
+      rows = -(-rows // parts) * parts
       put(stage, "batch_size", rows)
-    put(stage, "microbatches", _most_dividing(rows, most, fsdp))
+    put(stage, "microbatches", _most_dividing(rows, most, parts))
   srl = config.srl
-  put("srl", "row_bucket", -(-srl.row_bucket // fsdp) * fsdp)
+  put("srl", "row_bucket", -(-srl.row_bucket // parts) * parts)
   rows = srl.row_bucket
   if srl.rehearsal_weight > 0:
-    put("srl", "rehearsal_rows", -(-srl.rehearsal_rows // fsdp) * fsdp)
+    put("srl", "rehearsal_rows", -(-srl.rehearsal_rows // parts) * parts)
     rows = math.gcd(rows, srl.rehearsal_rows)
-  put("srl", "microbatches", _most_dividing(rows, srl.microbatches, fsdp))
+  put("srl", "microbatches", _most_dividing(rows, srl.microbatches, parts))
   return changed
 
 
-def _most_dividing(rows: int, most: int, fsdp: int) -> int:
-  """The largest number of microbatches, at most `most`, that splits rows over the devices."""
-  return next((n for n in range(most, 0, -1) if rows % (n * fsdp) == 0), most)
+def _most_dividing(rows: int, most: int, parts: int) -> int:
+  """The largest number of microbatches, at most `most`, that splits rows into parts."""
+  return next((n for n in range(most, 0, -1) if rows % (n * parts) == 0), most)

@@ -1,12 +1,12 @@
 """Does a configuration fit a TPU slice, and how fast can it be: asked before one is rented.
 
 `plan` answers for one topology, `smallest` for every generation, `max_batch` for the largest
-microbatch. Each question is put to a process of its own (`planning_worker.py`), because libtpu
+microbatch. Each question is put to a process of its own (`worker.py`), because libtpu
 reads how to compile without a TPU from variables that must stand before jax is imported, and
 because a compiler that dies must not take the answers before it along. Answers are kept as JSON in
 a folder, named by a digest of the question, of the versions that compile, and of this package.
 
-This file and `planning_table.py`, which prints, do without jax.
+This file and `table.py`, which prints, do without jax.
 """
 
 import dataclasses
@@ -22,12 +22,15 @@ import tempfile
 from collections.abc import Mapping
 from typing import Any
 
+from ml_collections import ConfigDict
+
 from pasmr_jax import Config
-from pasmr_jax.experiment.planning_cost import CHIPS
+from pasmr_jax.experiment.planning.cost import CHIPS, GIB
 
 # What decides about the programs; the rest of a configuration may change without compiling again.
 _DECIDES = ("stages", "model", "tokenizer", "mesh", "base", "pam", "srl", "feedback", "rollout")
 _VERSIONS = ("jax", "jaxlib", "libtpu", "flax", "optax")
+_TENSORS = (1, 2, 4, 8)  # times mesh.tensor: what `smallest` tries
 # So that libtpu neither looks for a TPU's host nor claims one, and two plans may run at a time.
 _ENVIRONMENT = {
   "JAX_PLATFORMS": "cpu",
@@ -57,6 +60,8 @@ class Planning:
   cache: pathlib.Path  # folder of answers
   fill: float = 1.0  # mean length of prompt and response over their limits
   quick: bool = False  # compile with little effort
+  num_slices: int = 1  # of the topology, joined by the data-centre network
+  programs: tuple[str, ...] = ()  # the ones to plan; all if empty
 
   def plan(self, topology: str, stop_early: bool = False) -> dict[str, Any]:
     """The report of one topology such as `v5e:4x8`.
@@ -71,33 +76,55 @@ class Planning:
     Raises:
       PlanError: libtpu is missing, the topology or the configuration is wrong, or compiling failed.
     """
-    return self._ask(topology, stop_early=stop_early, max_batch=False)
+    check_topology(topology)
+    question = {"stop_early": stop_early, "programs": list(self.programs)}
+    return {"topology": topology} | self._ask({"ask": "plan", "topology": topology} | question)
 
   def max_batch(self, topology: str) -> dict[str, Any]:
     """The largest rows a device in a microbatch, found by compiling; raises as `plan`."""
-    return self._ask(topology, stop_early=False, max_batch=True)
+    check_topology(topology)
+    return self._ask({"ask": "max_batch", "topology": topology})
 
   def smallest(self, generation: str) -> tuple[dict[str, Any] | None, list[tuple[str, str]]]:
-    """The report of the smallest slice that fits, and why each smaller one does not."""
+    """The report of the smallest slice that fits, and why each smaller one does not.
+
+    Weights are whole on each device while sampling but for `mesh.tensor`, so it is doubled, up to
+    eight times, where they are too many. What holds too much is not compiled.
+    """
+    topologies = [f"{generation}:{shape}" for shape in CHIPS[generation].slices]
+    tensors = [self.config.mesh.tensor * times for times in _TENSORS]
+    question = {"ask": "weigh", "topologies": topologies, "tensors": tensors}
+    weighed = self._ask(question)["weighed"]
     refused = []
-    for shape in CHIPS[generation].slices:
-      topology = f"{generation}:{shape}"
-      try:
-        report = self.plan(topology, stop_early=True)
-      except UnsuitableError as error:
-        refused.append((topology, str(error).splitlines()[-1].strip()))
-        continue
-      if report["fits"]:
-        return report, refused
-      worst = max(report["programs"], key=lambda program: program["over_bytes"])
-      over = worst["over_bytes"] / 2**30
-      refused.append((topology, f"{worst['program']} is {over:.2f} GiB over"))
+    for topology in topologies:
+      reason = ""
+      for option in (one for one in weighed if one["topology"] == topology):
+        report, why = self._tried(option)
+        if report is not None:
+          return report, refused
+        reason = why if option["fits"] else reason or why
+      refused.append((topology, reason))
     return None, refused
 
-  def _ask(self, topology: str, **question: Any) -> dict[str, Any]:
-    check_topology(topology)
+  def _tried(self, option: Mapping[str, Any]) -> tuple[dict[str, Any] | None, str]:
+    """The report of a topology with a mesh.tensor; None and why if it does not fit."""
+    if not option["fits"]:
+      return None, option["why"]
+    config: Config = ConfigDict(self.config.to_dict())
+    changed = option["tensor"] != config.mesh.tensor
+    config.mesh.tensor = option["tensor"]
+    report = dataclasses.replace(self, config=config).plan(option["topology"], stop_early=True)
+    if report["fits"]:
+      flags = [f"--config.mesh.tensor={option['tensor']}"] if changed else []
+      return report | {"adjusted": [*flags, *report["adjusted"]]}, ""
+    worst = max(report["programs"], key=lambda program: program["over_bytes"])
+    over = worst["over_bytes"] / GIB
+    return None, f"{worst['program']} is {over:.2f} GiB over with mesh.tensor={option['tensor']}"
+
+  def _ask(self, question: Mapping[str, Any]) -> dict[str, Any]:
     config = self.config.to_dict()
-    request = question | {"topology": topology, "fill": self.fill, "quick": self.quick}
+    given = {"fill": self.fill, "quick": self.quick, "num_slices": self.num_slices}
+    request = {**question, **given}
     versions = compiler_versions()
     decides = {name: config[name] for name in _DECIDES}
     name = _digest(request | {"config": decides, "versions": versions, "code": _code()})
@@ -109,7 +136,8 @@ class Planning:
       raise UnsuitableError(found["unsuitable"])
     if "error" in found:
       raise PlanError(found["error"])
-    found = {"topology": topology, "quick": self.quick, "versions": versions} | found
+    asked = {"num_slices": self.num_slices, "quick": self.quick, "versions": versions}
+    found = asked | found
     kept.parent.mkdir(parents=True, exist_ok=True)
     partial = kept.with_suffix(f".{os.getpid()}")
     partial.write_text(json.dumps(found, indent=1), "utf-8")
@@ -144,9 +172,9 @@ def _in_a_process(request: Mapping[str, Any]) -> dict[str, Any]:
   with tempfile.TemporaryDirectory() as folder:
     asked, answered = pathlib.Path(folder) / "request.json", pathlib.Path(folder) / "answer.json"
     asked.write_text(json.dumps(request), "utf-8")
-    root = str(pathlib.Path(__file__).resolve().parents[2])
+    root = str(pathlib.Path(__file__).resolve().parents[3])
     path = os.pathsep.join(filter(None, (root, os.environ.get("PYTHONPATH"))))
-    worker = "pasmr_jax.experiment.planning_worker"
+    worker = "pasmr_jax.experiment.planning.worker"
     finished = subprocess.run(
       [sys.executable, "-m", worker, str(asked), str(answered)],
       env=os.environ | _ENVIRONMENT | {"PYTHONPATH": path},
@@ -154,8 +182,8 @@ def _in_a_process(request: Mapping[str, Any]) -> dict[str, Any]:
     )
     if not answered.exists():
       raise PlanError(
-        f"compiling for {request['topology']} ended with exit code {finished.returncode} and no"
-        " answer; what it said is above"
+        f"compiling for {request.get('topology', 'TPUs')} ended with exit code"
+        f" {finished.returncode} and no answer; what it said is above"
       )
     return json.loads(answered.read_text("utf-8"))
 
@@ -163,7 +191,7 @@ def _in_a_process(request: Mapping[str, Any]) -> dict[str, Any]:
 def _code() -> str:
   """A digest of this package: another program must not be answered from the cache."""
   digest = hashlib.sha256()
-  for path in sorted(pathlib.Path(__file__).resolve().parents[1].rglob("*.py")):
+  for path in sorted(pathlib.Path(__file__).resolve().parents[2].rglob("*.py")):
     digest.update(path.read_bytes())
   return digest.hexdigest()
 

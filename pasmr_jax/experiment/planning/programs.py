@@ -18,8 +18,8 @@ import numpy as np
 from pasmr_jax import Config
 from pasmr_jax.experiment import setup
 from pasmr_jax.experiment.checkpoint import abstract_params
-from pasmr_jax.experiment.planning_compile import Program
-from pasmr_jax.experiment.planning_workload import Workload
+from pasmr_jax.experiment.planning.compiling import Program
+from pasmr_jax.experiment.planning.workload import Workload
 from pasmr_jax.learning import losses
 from pasmr_jax.learning.logprobs import chunk_size
 from pasmr_jax.learning.update import Learner, TrainState
@@ -124,6 +124,7 @@ class Planner:
       parts=self._parts(state),
       **self._scored(learner, (settings.batch_size, settings.max_length)),
       tokens=settings.batch_size * settings.max_length,
+      model_flops=self._model_flops(stage, (settings.batch_size, settings.max_length)),
     )
 
   def policy(self) -> Program:
@@ -139,10 +140,12 @@ class Planner:
       reference_logprobs=self._rows(shape, jnp.float32) if srl.kl_coef > 0 else None,
     )
     scored = self._scored(learner, shape, self._response_share())
+    model_flops = self._model_flops("srl", shape, self._response_share())
     rehearsal = None
     if srl.rehearsal_weight > 0:
       rehearsed = (srl.rehearsal_rows, self.config.pam.max_length)
       rehearsal = self._sequences(*rehearsed)
+      model_flops += self._model_flops("srl", rehearsed)
       # Two loops of about equal turns, which a program counts alike: the mean of their numbers.
       scored["trips"] = (scored["trips"] + self._scored(learner, rehearsed)["trips"]) / 2
     settings = losses.policy_settings(srl)
@@ -156,6 +159,7 @@ class Planner:
       **scored,
       calls=inner,
       tokens=math.prod(shape),
+      model_flops=model_flops,
     )
 
   def score(self) -> Program:
@@ -250,7 +254,7 @@ class Planner:
       parts={"parameters": self.decoded_params, "cache": held.cache},
       resident=self._beside_sampling(),
       vocabulary=self._vocabulary,
-      logits=load.slots * self._vocabulary // self.mesh.shape["fsdp"],
+      logits=load.slots * self._vocabulary // meshes.row_parts(self.mesh),
       calls=load.decodes,
       tokens=load.slots * steps,
       trips=steps,
@@ -332,6 +336,22 @@ class Planner:
     vocabulary, tensor = self.model.vocab_size, self.mesh.shape["tensor"]
     return vocabulary if vocabulary % tensor else vocabulary // tensor
 
+  def _model_flops(self, stage: str, shape: tuple[int, int], share: float = 1.0) -> float:
+    """Operations of an update without recomputation and without attention's scores.
+
+    Two a weight and token forward and four backward, of which two are the weight's gradient.
+
+    Args:
+      stage: whose update.
+      shape: rows and tokens.
+      share: of the tokens that have logits.
+    """
+    tokens, tables = math.prod(shape), 1 if self.model.tie_embeddings else 2
+    table = self.model.vocab_size * self.model.embed_dim
+    layers = setup.parameter_count(self.params) - tables * table
+    each = 4 if self.adapters is not None and stage != "base" else 6
+    return each * (layers + share * table) * tokens
+
   def _response_share(self) -> float:
     """Of an SRL row's tokens, where prompts and responses are at their limits."""
     srl = self.config.srl
@@ -345,7 +365,7 @@ class Planner:
       shape: rows and tokens of its whole batch.
       share: of the tokens that have a weight.
     """
-    tokens = math.prod(shape) // (learner.microbatches * self.mesh.shape["fsdp"])
+    tokens = math.prod(shape) // (learner.microbatches * meshes.row_parts(self.mesh))
     size = chunk_size(tokens, self._vocabulary, learner.chunk)
     return {
       "vocabulary": self._vocabulary,

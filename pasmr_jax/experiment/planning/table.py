@@ -50,9 +50,12 @@ def _of_a_step(program: Mapping[str, Any]) -> bool:
 
 
 def _heading(report: Mapping[str, Any]) -> str:
-  mesh = " x ".join(f"{axis}={size}" for axis, size in report["mesh"].items())
+  mesh = " x ".join(
+    f"{axis}={size}" for axis, size in report["mesh"].items() if axis != "replica" or size > 1
+  )
+  slices = f"{report['num_slices']} slices of " if report["num_slices"] > 1 else ""
   lines = [
-    f"{report['topology']}: {math.prod(report['mesh'].values())} chips, {mesh},"
+    f"{slices}{report['topology']}: {math.prod(report['mesh'].values())} chips, {mesh},"
     f" {report['limit_bytes'] / GIB:.2f} GiB of HBM each",
     f"{report['parameters']:,} parameters ({report['sizes_from']})",
   ]
@@ -75,7 +78,8 @@ def _memory_rows(report: Mapping[str, Any]) -> Iterator[Sequence[str]]:
   yield "program", "peak GiB", "", "what fills it, GiB"
   for program in report["programs"]:
     filled = sorted(program["filled_by"].items(), key=lambda item: -item[1])
-    verdict = "fits" if program["fits"] else f"{program['over_bytes'] / GIB:.2f} over"
+    least = "" if program["compiled"] else "at least "
+    verdict = "fits" if program["fits"] else f"{least}{program['over_bytes'] / GIB:.2f} over"
     yield (
       program["program"],
       f"{program['peak_bytes'] / GIB:.2f}",
@@ -91,7 +95,7 @@ def _gib(size: float) -> str:
 def _time_rows(report: Mapping[str, Any]) -> Iterator[Sequence[str]]:
   yield (
     "part", "calls", "TFLOP", "HBM GB", "from other devices, GB", "floor ms", "bound by",
-    "tokens/s at best",
+    "tokens/s at best", "of peak",
   )  # fmt: skip
   for program in report["programs"]:
     for part in program.get("parts", ()):
@@ -106,13 +110,15 @@ def _time_rows(report: Mapping[str, Any]) -> Iterator[Sequence[str]]:
         f"{part['floor_seconds'] * 1e3:.4g}",
         part["bound"],
         f"{part['tokens_per_second']:,.0f}" if part["tokens"] else "-",
+        f"{part['model_flops_share']:.0%}" if "model_flops_share" in part else "-",
       )
 
 
 def _step(report: Mapping[str, Any]) -> str:
+  programs = {program["program"] for program in report["programs"]}
+  if not {"decode", "srl update"} <= programs or not report["fits"]:
+    return ""  # a supervised stage, or programs picked by name
   parts = step_parts(report)
-  if not parts or not report["fits"]:
-    return ""
   shares = ", ".join(f"{name} {share:.1%}" for name, _, share in parts)
   seconds = sum(seconds for _, seconds, _ in parts)
   return f"One SRL step takes at least {seconds:.3g} s: {shares}."

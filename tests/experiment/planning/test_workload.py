@@ -1,0 +1,35 @@
+"""Shapes of a step at the limits of its configuration."""
+
+from configs import pasmr_gemma
+from pasmr_jax.experiment.planning.workload import adjust, workload
+
+
+def test_a_step_is_planned_at_its_limits():
+  config = pasmr_gemma.get_config("1b")
+  load = workload(config, parts=8, fill=1.0)
+  assert (load.update_rows, load.update_length, load.prompt_length) == (256, 1024, 512)
+  assert (load.slots, load.row_length, load.prefill_prompts) == (256, 1024, 16)
+  assert load.prefills == 32 // 16 + 256 // 16
+  # 256 responses of 512 tokens and 256 x 4 solutions of 384, 8 steps of 256 slots a call.
+  assert load.decodes == (256 * 512 + 256 * 4 * 384) // (256 * 8)
+  assert workload(config, parts=8, fill=0.25).decodes == load.decodes // 4
+  assert workload(config, parts=512, fill=1.0).slots == 512
+  assert workload(config, parts=8, fill=0.25).update_rows == 64
+  config.srl.update_rows, config.srl.row_length = 100, 2048
+  assert workload(config, parts=8, fill=1.0).update_rows == 64  # 50 of them, padded to the bucket
+
+
+def test_batches_are_changed_until_they_divide():
+  config = pasmr_gemma.get_config("9b")
+  assert adjust(config, parts=8) == []
+  assert adjust(config, parts=32) == [
+    "--config.pam.microbatches=1",
+    "--config.srl.microbatches=2",
+  ]
+  assert adjust(config, parts=128) == [
+    "--config.base.batch_size=128",  # not run
+    "--config.srl.row_bucket=128",
+    "--config.srl.rehearsal_rows=128",
+    "--config.srl.microbatches=1",
+  ]
+  assert config.pam.batch_size == 32  # run, and not for a plan to change

@@ -1,0 +1,468 @@
+"""The study of a real model: arms, comparison of questions, numbers, and all of it at once."""
+
+import dataclasses
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+import xml.etree.ElementTree
+
+import pytest
+
+from benchmarks import study as program
+from benchmarks.effects import arms, charts, leakage, plan, questions, results, roofline, search
+from configs import study_gemma3_270m
+from pasmr_jax.data.questions import Question
+from pasmr_jax.experiment import validation
+from pasmr_jax.experiment.planning.sizes import PUBLISHED
+
+SMOKE = "configs/study_gemma3_270m.py:smoke"
+
+
+def question(name, language, text, pivot_text=None):
+  return Question(id=name, language=language, text=text, pivot_text=pivot_text)
+
+
+LONG = "Anna buys nine red apples and gives four of them to her brother, how many are left?"
+
+
+# Configuration and plan.
+
+
+@pytest.mark.parametrize("scale", study_gemma3_270m.SCALES)
+def test_each_scale_is_a_valid_configuration(scale):
+  config = study_gemma3_270m.get_config(scale)
+  config.tokenizer.path = config.tokenizer.path or "given by the study"
+  validation.check(config)
+  for name in plan.SCALES[scale].arms:
+    assert name in arms.ARMS
+  for stage, grid in plan.SCALES[scale].grid.items():
+    assert stage in ("pam", "srl")
+    flat = config.to_dict()
+    for key in grid:
+      held = flat
+      for part in key.split("."):
+        held = held[part]
+      assert isinstance(held, int | float)
+
+
+def test_an_unknown_scale_is_named():
+  with pytest.raises(ValueError, match=r"study_gemma3_270m\.py:huge: expected one of smoke"):
+    study_gemma3_270m.get_config("huge")
+
+
+def test_the_languages_that_are_only_tested_have_no_source():
+  config = study_gemma3_270m.get_config("gpu")
+  assert config.languages == ("de", "es", "fr", "ja", "ru", "sw", "zh", "bn", "te", "th")
+  for pool in ("triplets", "srl"):
+    assert [source.partition("parallel/")[2][:2] for source in config.data[pool]] == [
+      "de", "es", "fr", "ja", "ru", "sw", "zh",
+    ]  # fmt: skip
+
+
+def make_study(tmp_path, scale="smoke", **settings):
+  return plan.Study(
+    workdir=tmp_path,
+    config=f"configs/study_gemma3_270m.py:{scale}",
+    scale=plan.SCALES[scale],
+    settings={"log.progress": "False", **settings},
+  )
+
+
+def test_an_arm_starts_from_pam_and_differs_in_its_source_only(tmp_path):
+  study = make_study(tmp_path)
+  pivot, random = (study.arm(name, 3).programs for name in ("pivot", "random"))
+  assert pivot[0].settings == {
+    "evaluation.every": 4,
+    "log.progress": "False",
+    "seed": 3,
+    "data.seed": 3,
+    "init_from": tmp_path / "seed3" / "pam",
+    "stages": "('srl',)",
+    "srl.steps": 8,
+    "feedback.source": "pivot",
+  }
+  assert pivot[0].settings | {"feedback.source": "random"} == random[0].settings
+  assert pivot[0].script == "train.py"
+  assert pivot[1].flags == ("--stage=srl", "--name=second")
+  assert pivot[1].settings["data.test"] == "('synthetic:6',)"
+  assert study.arm("pivot", 3).answers == {
+    "held_out": tmp_path / "seed3" / "pivot" / "results" / "srl",
+    "second": tmp_path / "seed3" / "pivot" / "results" / "second",
+  }
+  continued = study.arm("continued_pam", 0).programs[0].settings
+  assert (continued["stages"], continued["pam.steps"]) == ("('pam',)", 8)
+
+
+def test_the_real_base_model_has_worked_examples(tmp_path):
+  study = make_study(tmp_path, "gpu", **{"data.root": "/data", "model.pretrained": "weights"})
+  base = study.arm("base", 0)
+  assert [one.flags for one in base.programs] == [
+    ("--stage=pretrained", "--name=base_mgsm"),
+    ("--stage=pretrained", "--name=base_msvamp"),
+  ]
+  assert base.programs[0].settings["evaluation.exemplars"] == 8
+  assert base.programs[0].settings["evaluation.exemplar_file"] == "/data/mgsm/exemplars.json"
+  assert base.folder == tmp_path / "seed0" / "base"
+
+
+def test_settings_reach_the_configuration(tmp_path):
+  study = make_study(tmp_path, **{"srl.steps": "5", "languages": "('es',)"})
+  config = study.configuration()
+  assert (config.srl.steps, config.languages) == (5, ("es",))
+  with pytest.raises(ValueError, match=r"--set=srl\.stepz: no such key"):
+    make_study(tmp_path, **{"srl.stepz": "5"}).configuration()
+
+
+def write_lines(folder, name, lines):
+  folder.mkdir(parents=True, exist_ok=True)
+  (folder / name).write_text("".join(json.dumps(line) + "\n" for line in lines))
+
+
+def test_equal_tokens_counts_what_is_sampled_learned_and_rehearsed(tmp_path):
+  study = make_study(tmp_path)
+  srl = {"throughput/rollout_tokens_per_second": 100.0, "time/rollout": 3.0, "time/pivot": 1.0}
+  lines = [{"stage": "srl", "step": step, "trained_tokens": 200, **srl} for step in (1, 2)]
+  lines.append({"stage": "srl", "step": 2, "development/target_accuracy": 0.5})
+  write_lines(tmp_path / "pivot", "metrics.jsonl", lines)
+  steps = [{"stage": "pam", "step": 1, "trained_tokens": 100}]
+  steps += [{"stage": "base", "step": 1, "trained_tokens": 7}]
+  write_lines(tmp_path / "pam", "metrics.jsonl", steps)
+  config = study.configuration()
+  # A step: 400 sampled, 200 learned, and 8 of 8 rows of rehearsal, 100. Eight of them: 5,600.
+  assert plan.equal_token_steps(tmp_path / "pam", tmp_path / "pivot", config) == 56
+  config.srl.rehearsal_weight = 0.0
+  assert plan.equal_token_steps(tmp_path / "pam", tmp_path / "pivot", config) == 48
+
+
+def test_equal_tokens_waits_for_the_pivot(tmp_path):
+  with pytest.raises(ValueError, match="pivot is not finished"):
+    make_study(tmp_path).arm("continued_pam_tokens", 0)
+
+
+# Programs and legs.
+
+
+SCRIPT = """
+import pathlib, signal, sys, time
+folder = pathlib.Path(next(f for f in sys.argv if f.startswith("--workdir="))[10:])
+signal.signal(signal.SIGTERM, lambda *_: sys.exit(75))
+with (folder / "starts").open("a") as file: file.write("x")
+wait = next((f for f in sys.argv if f.startswith("--config.wait=")), "--config.wait=0")[14:]
+if wait == "fail": sys.exit("it broke here")
+(folder / "ready").touch()
+time.sleep(float(wait))
+"""
+
+
+@pytest.fixture
+def fake(tmp_path):
+  """A program that notes its starts and waits, fails, or stops when it is asked to."""
+  script = tmp_path / "script.py"
+  script.write_text(SCRIPT)
+
+  def make(wait):
+    settings = {"wait": wait, "init_from": tmp_path}
+    return arms.Program(
+      folder=tmp_path / "run", config=SMOKE, settings=settings, script=str(script)
+    )
+
+  return make
+
+
+def test_a_finished_program_is_not_run_again(fake):
+  for _ in range(2):
+    arms.run(fake("0"), arms.Leg(), os.environ)
+  assert (fake("0").folder / "starts").read_text() == "x"
+  (leg,) = fake("0").legs()
+  assert leg["code"] == 0
+  assert leg["settings"]["wait"] == "0"
+  assert "init_from" not in leg["settings"]  # a place
+  with pytest.raises(ValueError, match=r"holds a finished .* with wait = '0', expected '1'"):
+    arms.run(fake("1"), arms.Leg(), os.environ)
+
+
+def test_a_failed_program_shows_what_it_printed(fake):
+  with pytest.raises(RuntimeError, match="it broke here"):
+    arms.run(fake("fail"), arms.Leg(), os.environ)
+  assert not fake("fail").finished()
+
+
+def test_the_end_of_a_leg_asks_the_program_to_stop(fake):
+  slow = fake("60")
+  slow.folder.mkdir()
+
+  def ask_when_ready():
+    while not (slow.folder / "ready").exists():
+      time.sleep(0.01)
+    os.kill(os.getpid(), signal.SIGTERM)
+
+  waiting = threading.Thread(target=ask_when_ready)
+  with arms.Leg() as leg:
+    waiting.start()
+    with pytest.raises(arms.Stopped):
+      arms.run(slow, leg, os.environ)
+    with pytest.raises(arms.Stopped):  # nothing new is begun
+      arms.run(slow, leg, os.environ)
+  waiting.join()
+  assert [one["code"] for one in slow.legs()] == [arms.EXIT_STOPPED]
+  assert (slow.folder / "starts").read_text() == "x"
+  assert signal.getsignal(signal.SIGTERM) is not leg._ask
+
+
+def test_a_leg_ends_by_its_limit():
+  assert not arms.Leg(minutes=1).over
+  assert arms.Leg(minutes=1e-9).over
+  assert not arms.Leg().over
+
+
+# The comparison of questions.
+
+
+def test_a_translated_test_question_is_found_by_its_english_text():
+  seen = {"triplets": [question("a", "de", "Etwas anderes", LONG.upper().replace(",", " ,"))]}
+  tested = {"mgsm": [question("mgsm-1", "th", "อื่น", LONG)], "other": [question("b", "en", "No.")]}
+  found = leakage.compare(seen, tested, "en")
+  assert found.shared_texts == ["mgsm-1"]
+  assert found.leaks
+  assert found.trained == ["de"]
+
+
+def test_a_question_of_another_number_is_a_near_copy_and_no_leak():
+  seen = {"srl": [question("a", "de", "Etwas anderes", LONG.replace("left", "hers"))]}
+  tested = {"mgsm": [question("mgsm-1", "en", LONG), question("mgsm-2", "en", "Six by seven?")]}
+  found = leakage.compare(seen, tested, "en")
+  assert found.near_copies == ["mgsm-1 near a"]
+  assert not found.leaks
+
+
+def test_ids_and_development_questions_are_compared_too():
+  seen = {
+    "triplets": [question("a", "de", "Eins"), question("t", "de", "Zwei")],
+    "development": [question("d", "de", "EINS!"), question("e", "de", "Drei")],
+  }
+  found = leakage.compare(seen, {"set": [question("t", "en", "Three")]}, "en")
+  assert found.shared_ids == ["t"]
+  assert found.development_in_training == ["d"]
+  assert found.leaks
+  assert "1 ids and 0 texts in common; 1 development" in found.told()
+
+
+def test_the_control_counts_mgsm_in_gsm8k():
+  tested = {
+    "mgsm": [question("m1", "en", "One, two."), question("m2", "en", "Four")],
+    "gsm8k test": [question("g1", "en", "one two")],
+  }
+  assert leakage.compare({}, tested, "en").control == (1, 2)
+
+
+def test_the_smoke_scale_has_no_leak(tmp_path):
+  study = make_study(tmp_path)
+  found = leakage.check(study.configuration(), study.scale.sets)
+  assert not found.leaks
+  assert found.seen == {"pivot": 200, "triplets": 80, "srl": 80, "development": 12}
+  assert found.tested == {"held_out": 24, "second": 18}
+
+
+@pytest.mark.slow
+@pytest.mark.shared_data
+def test_the_real_questions_do_not_leak(tmp_path, shared_data):
+  study = make_study(tmp_path, "gpu", **{"data.root": str(shared_data)})
+  found = leakage.check(study.configuration(), study.scale.sets)
+  assert not found.leaks
+  assert found.trained == sorted(study_gemma3_270m.TRAINED)
+  assert found.tested["mgsm"] == 11 * 250
+  assert found.control is not None
+  assert found.control[0] >= 245
+
+
+# Numbers and charts.
+
+
+def finished_arm(study, name, seed, right):
+  """An arm that is finished, with one answer a question: language -> whether each is right."""
+  arm = study.arm(name, seed)
+  for one in arm.programs:
+    one.folder.mkdir(parents=True, exist_ok=True)
+    one.ended(0, 60.0)
+  items = [
+    {"language": code, "id": str(place), "correct": bool(value), "number_recall": None}
+    for code, values in right.items()
+    for place, value in enumerate(values)
+  ]
+  measures = {f"accuracy/{code}": sum(values) / len(values) for code, values in right.items()}
+  for stem in arm.answers.values():
+    write_lines(stem.parent, f"{stem.name}_greedy.jsonl", items)
+    (stem.parent / f"{stem.name}.json").write_text(json.dumps({"greedy": measures}))
+  return arm
+
+
+def collected(tmp_path):
+  study = make_study(tmp_path)
+  for seed in (0, 1):
+    finished_arm(study, "pam", seed, {"en": [1] * 20, "de": [0] * 20, "bn": [1] * 10 + [0] * 10})
+    # One seed has eight more of twenty in German, the other twelve.
+    more = [1] * (8 + 4 * seed)
+    right = {"en": [1] * 20, "de": more + [0] * (20 - len(more)), "bn": [1] * 10 + [0] * 10}
+    finished_arm(study, "pivot", seed, right)
+  return results.collect(study, ("pam", "pivot", "gold"), 2, ["de"])
+
+
+def test_gaps_are_paired_and_averaged_over_seeds(tmp_path):
+  found = collected(tmp_path)
+  assert found.groups == {"trained": ("de",), "unseen": ("bn",), "en": ("en",)}
+  gap = found.gap("pam", "pivot", "held_out", "greedy", ("de",))
+  assert (gap.value, gap.questions) == (pytest.approx(0.5), 20)
+  assert gap.by_seed == (pytest.approx(0.4), pytest.approx(0.6))
+  assert 0.2 < gap.low < 0.5 < gap.high < 0.8
+  assert gap.shown
+  assert questions.verdict(gap) == "higher"
+  both = found.gap("pivot", "pam", "held_out", "greedy", ("de", "bn"))
+  assert both.value == pytest.approx(-0.25)
+  assert questions.verdict(both) == "lower"
+  english = found.gap("pam", "pivot", "held_out", "greedy", ("en",))
+  assert (english.value, english.shown) == (0.0, False)
+  assert str(english) == "+0.0 (+0.0 to +0.0)"
+  assert found.gap("pam", "gold", "held_out", "greedy", ("de",)) is None
+  mean, error = found.accuracy("pivot", "held_out", "greedy", "trained")
+  assert (mean, error) == (pytest.approx(0.5), pytest.approx(0.1))
+
+
+def test_every_question_is_answered_with_what_there_is(tmp_path):
+  answers = {one.anchor: one for one in questions.answers(collected(tmp_path))}
+  assert list(answers) == [
+    "feedback", "gold", "languages", "pivot-language", "translation", "vote",
+  ]  # fmt: skip
+  assert "to PAM (stage 1) +50.0" in answers["feedback"].sentence
+  assert answers["gold"].sentence == "The arms that it compares are not finished."
+  assert list(answers["languages"].rows) == ["German", "Bengali (never trained)"]
+  assert "no difference is shown" in answers["pivot-language"].sentence
+  assert answers["vote"].sentence == "No arm of self-feedback is finished."
+
+
+def test_charts_are_svg_with_their_numbers():
+  drawn = charts.intervals("A & B", "points", [("x", 1.5, -0.5, 3.0), ("y", -2.0, -4.0, 0.0)])
+  tree = xml.etree.ElementTree.fromstring(drawn)
+  space = "{http://www.w3.org/2000/svg}"
+  titles = [title.text for title in tree.iter(f"{space}title")]
+  assert titles == ["x: +1.5 (-0.5 to +3.0) points", "y: -2.0 (-4.0 to +0.0) points"]
+  zero = next(path for path in tree.iter(f"{space}path") if path.get("class") == "zero")
+  at_zero = float(zero.get("d")[1:].split()[0])
+  marks = [float(circle.get("cx")) for circle in tree.iter(f"{space}circle")]
+  assert marks[1] < at_zero < marks[0]
+  drawn = charts.curves("Votes", {"pivot": [(2, 0.5), (4, 0.25)], "gold": [(4, 1.0)]})
+  tree = xml.etree.ElementTree.fromstring(drawn)
+  circles = [(float(c.get("cx")), float(c.get("cy"))) for c in tree.iter(f"{space}circle")]
+  assert circles[0][0] < circles[1][0] == circles[2][0]
+  assert circles[2][1] < circles[0][1] < circles[1][1]  # y is down
+
+
+def test_the_roofline_of_gemma_3_270m():
+  model = dataclasses.replace(PUBLISHED["google/gemma-3-270m"], dtype="bfloat16")
+  layers, table = roofline.parameters(model)
+  assert (layers, table) == (18 * (640 * 256 * 10 + 3 * 640 * 2048), 262144 * 640)
+  device = roofline.Device(flops=1e15, bandwidth=1e12)
+  # One row without a past: reading the weights, two bytes each.
+  one = roofline.bounds(device, model, slots=1, context=0)
+  assert one.sampled == pytest.approx(1e12 / (2 * (layers + table)))
+  assert one.learned == pytest.approx(1e15 / (6 * (layers + table)))
+  # 1,000 tokens of context: 3 global layers see all, 15 local ones 512; keys and values, one head.
+  more = roofline.bounds(device, model, slots=100, context=1000)
+  past = 2 * (3 * 1000 + 15 * 512) * 256 * 2
+  assert more.sampled == pytest.approx(100 * 1e12 / (2 * (layers + table) + 100 * past))
+  rows = [{"arm": "pam", "throughput/update_tokens_per_second": 5.0}]
+  assert roofline.beside(rows, "cpu", model, None) is rows
+
+
+def test_the_search_tries_every_combination_and_is_read_back(tmp_path):
+  grid = {"a": (1, 2), "b": (0.1, 0.2)}
+  assert list(search.points(grid)) == [
+    {"a": 1, "b": 0.1}, {"a": 1, "b": 0.2}, {"a": 2, "b": 0.1}, {"a": 2, "b": 0.2},
+  ]  # fmt: skip
+  assert search.chosen(tmp_path) == {}
+  stages = {"pam": {"chosen": {"pam.steps": 3}}, "srl": {"chosen": {"srl.steps": 4}}}
+  (tmp_path / search.NAME).write_text(json.dumps({"stages": stages}))
+  assert search.chosen(tmp_path) == {"pam.steps": 3, "srl.steps": 4}
+
+
+@pytest.mark.parametrize(
+  ("arguments", "said"),
+  [
+    (["--scale=cpu"], "--scale=cpu needs --data"),
+    (["--scale=smoke", "--arms=gold,gild"], "unknown 'gild'; expected some of pivot, gold"),
+    (["--scale=smoke", "--set=srl.steps"], "--set=srl.steps: expected KEY=VALUE"),
+    (["--scale=smoke", "--sets=second"], "--sets=second: expected held_out, second"),
+  ],
+)
+def test_a_wrong_command_line_is_told(tmp_path, capsys, arguments, said):
+  assert program.main([f"--workdir={tmp_path}", *arguments]) == 1
+  assert said in capsys.readouterr().err
+
+
+# All at once.
+
+TINY = {
+  "base.steps": 2,
+  "pam.steps": 4,
+  "srl.steps": 2,
+  "evaluation.every": 0,
+  "evaluation.max_new_tokens": 16,
+  "evaluation.development_questions": 2,
+  "evaluation.test_questions": 3,
+  "srl.max_new_tokens": 16,
+  "srl.max_pivot_tokens": 8,
+}
+
+
+@pytest.mark.slow
+def test_the_smoke_study(tmp_path, environment, monkeypatch, capsys):
+  """Two arms of one seed with every part but the second set, in legs, and what they leave."""
+  for name in (
+    "XLA_FLAGS",
+    "JAX_COMPILATION_CACHE_DIR",
+    "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS",
+  ):
+    monkeypatch.setenv(name, environment[name])  # fmt: skip
+  command = [f"--workdir={tmp_path}", "--scale=smoke", "--arms=pivot,continued_pam", "--seeds=1"]
+  command += ["--sets=held_out", *(f"--set={key}={value}" for key, value in TINY.items())]
+  # A leg that is over at once runs nothing, and says what is missing.
+  assert program.main([*command, "--limit_minutes=1e-9"]) == arms.EXIT_STOPPED
+  assert "PAM (stage 1) (seed 0)" in (tmp_path / "study.md").read_text("utf-8")
+  assert not (tmp_path / "seed0").exists()
+
+  assert program.main(command) == 0
+  printed = capsys.readouterr().out
+  assert "| SRL, pivot feedback |" in printed
+  found = json.loads((tmp_path / "study.json").read_text("utf-8"))
+  assert list(found["arms"]) == ["pam", "base", "pivot", "continued_pam"]
+  for values in found["arms"].values():
+    (greedy,) = values["measures"]["held_out"]["greedy"]
+    assert greedy["questions/de"] == 3
+    assert values["starts"] == [1]
+  assert found["leakage"]["shared_texts"] == []
+  assert found["answers"][0]["question"].startswith("Does the pivot's feedback")
+  assert "to continued PAM, equal steps" in found["answers"][0]["differences"]
+  assert {row["arm"] for row in found["throughput"]} == {"pam", "pivot", "continued_pam"}
+  assert (tmp_path / "charts" / "feedback.svg").exists()
+  assert "PASMR report: pam, pivot, continued_pam" in (tmp_path / "report.html").read_text("utf-8")
+
+  before = (tmp_path / "seed0" / "pivot" / "train.legs.jsonl").read_bytes()
+  assert program.main([*command, "--free"]) == 0
+  assert (tmp_path / "seed0" / "pivot" / "train.legs.jsonl").read_bytes() == before
+  assert not (tmp_path / "seed0" / "pivot" / "checkpoints").exists()
+  assert (tmp_path / "seed0" / "pam" / "checkpoints").exists()
+
+
+def test_it_starts_by_its_path():
+  """Python then has only the script's folder on its path."""
+  finished = subprocess.run(
+    [sys.executable, str(arms.ROOT / "benchmarks" / "study.py"), "--help"],
+    capture_output=True,
+    text=True,
+    check=True,
+    cwd="/",
+  )
+  assert "--limit_minutes" in finished.stdout
