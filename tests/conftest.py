@@ -1,7 +1,9 @@
 """Eight CPU devices before jax starts, and the real data if it lies beside the checkout."""
 
+import json
 import os
 import pathlib
+import subprocess
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 # The suite compiles hundreds of small programs and runs each a few times: cheap code is quicker.
@@ -12,6 +14,7 @@ os.environ["XLA_FLAGS"] = (
 )
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
+import filelock
 import hypothesis
 import pytest
 
@@ -34,9 +37,18 @@ def shared_data() -> pathlib.Path:
 
 
 @pytest.fixture(scope="session")
-def compiled(tmp_path_factory) -> pathlib.Path:
+def shared(tmp_path_factory) -> pathlib.Path:
+  """A folder that all worker processes of the session have in common."""
+  folder = tmp_path_factory.getbasetemp()
+  return folder.parent if "PYTEST_XDIST_WORKER" in os.environ else folder
+
+
+@pytest.fixture(scope="session")
+def compiled(shared) -> pathlib.Path:
   """The compilation cache of all runs."""
-  return tmp_path_factory.mktemp("compiled")
+  folder = shared / "compiled"
+  folder.mkdir(exist_ok=True)
+  return folder
 
 
 @pytest.fixture(scope="session")
@@ -45,9 +57,13 @@ def environment(compiled) -> dict[str, str]:
 
 
 @pytest.fixture(scope="session")
-def uninterrupted(environment, tmp_path_factory):
+def uninterrupted(environment, shared) -> tuple[pathlib.Path, subprocess.CompletedProcess]:
   """A run of all stages that nothing disturbed, and what it printed; tests only read it."""
-  workdir = tmp_path_factory.mktemp("uninterrupted")
-  finished = runs.run(runs.command(workdir), environment)
+  workdir, ended = shared / "uninterrupted", shared / "uninterrupted.json"
+  with filelock.FileLock(shared / "uninterrupted.lock"):
+    if not ended.exists():  # the first worker that wants it makes it
+      made = runs.run(runs.command(workdir), environment)
+      ended.write_text(json.dumps([made.args, made.returncode, made.stdout, made.stderr]))
+  finished = subprocess.CompletedProcess(*json.loads(ended.read_text()))
   assert finished.returncode == 0, finished.stderr[-3000:]
   return workdir, finished

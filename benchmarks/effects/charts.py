@@ -8,8 +8,8 @@ all. Coordinates are units of the view box, y down.
 import math
 from collections.abc import Mapping, Sequence
 
-from pasmr_jax.experiment.report_charts import ticks
-from pasmr_jax.experiment.report_elements import escape
+from pasmr_jax.experiment.reporting.charts import ticks
+from pasmr_jax.experiment.reporting.elements import escape
 
 WIDTH = 640
 _LEFT, _RIGHT, _TOP, _BOTTOM = 200, 24, 40, 44

@@ -2,11 +2,10 @@
 
     python -m pasmr_jax.experiment.report DIR [DIR2 ...] [--output=PATH]
 
-Reads what the runs left in their work directories (report_reading.py), lays it out
-(report_page.py, with charts by report_charts.py, report.css and report.js) and writes it whole or
-not at all. Several directories are shown side by side: arms of an experiment, each called by its
-folder. The page of one run is written into its directory, that of several into the folder that
-holds them all.
+Reads what the runs left in their work directories (reporting/reading.py), lays it out
+(reporting/page.py) and writes it whole or not at all. Several directories are shown side by side:
+arms of an experiment, each called by its folder. The page of one run is written into its directory,
+that of several into the folder that holds them all.
 """
 
 import argparse
@@ -17,8 +16,8 @@ import tempfile
 from collections.abc import Sequence
 
 from pasmr_jax.experiment.reliability.storage import writing
-from pasmr_jax.experiment.report_page import page
-from pasmr_jax.experiment.report_reading import read_runs
+from pasmr_jax.experiment.reporting.page import page
+from pasmr_jax.experiment.reporting.reading import read_runs
 from pasmr_jax.parallel.processes import process_index
 
 NAME = "report.html"

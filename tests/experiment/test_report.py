@@ -7,11 +7,12 @@ import json
 import re
 
 import pytest
-import sample_run
 
-from pasmr_jax.experiment import report, report_page
+from pasmr_jax.experiment import report
 from pasmr_jax.experiment.report import write_report
-from pasmr_jax.experiment.report_elements import json_block
+from pasmr_jax.experiment.reporting import page as report_page
+from pasmr_jax.experiment.reporting.elements import json_block
+from tests.experiment import sample_run
 
 
 class Parsed(html.parser.HTMLParser):

@@ -3,11 +3,10 @@
 import json
 import pathlib
 
-import chromium
 import pytest
-import sample_run
 
 from pasmr_jax.experiment.report import build
+from tests.experiment import chromium, sample_run
 
 pytestmark = pytest.mark.browser
 SLIDER = "document.querySelector('[role=slider]')"

@@ -9,8 +9,8 @@ import tempfile
 
 from pasmr_jax.data import synthetic
 from pasmr_jax.experiment.reliability.storage import json_line
-from pasmr_jax.experiment.report_elements import json_block
-from pasmr_jax.experiment.report_reading import rollout
+from pasmr_jax.experiment.reporting.elements import json_block
+from pasmr_jax.experiment.reporting.reading import rollout
 from pasmr_jax.experiment.scoring import SCORINGS, Gold, score
 from pasmr_jax.feedback import language_id
 from pasmr_jax.feedback.rewards import number_recall

@@ -11,8 +11,15 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from pasmr_jax.models.cache import begin_rows, init_cache
 from pasmr_jax.models.pretrained import load_config, load_params
-from pasmr_jax.models.transformer import Transformer, logits, output_table
+from pasmr_jax.models.transformer import (
+  Transformer,
+  decode_step,
+  logits,
+  output_table,
+  unstacked,
+)
 from pasmr_jax.parallel.mesh import make_mesh
 from pasmr_jax.rollout.engine import Engine
 from pasmr_jax.rollout.sampling import make_sampling
@@ -22,6 +29,7 @@ pytestmark = [pytest.mark.weights, pytest.mark.slow]
 
 CHUNK = 64  # positions at a time against a vocabulary of up to 262,144
 GREEDY = 64  # tokens
+PREFIX = 8  # tokens before those that are decoded one by one
 
 TEXTS = {
   "en": "A gardener plants 14 rows of beans with 23 seeds each. How many seeds does she need? "
@@ -191,6 +199,62 @@ def test_greedy_tokens_equal_those_of_transformers(model, rows, expected):
   assert len(found) == 20
   for number, (ours, theirs) in enumerate(zip(found, greedy, strict=True)):
     assert ours == theirs, number
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def prefilled(config, params, tokens):
+  positions, ones = jnp.broadcast_to(jnp.arange(tokens.shape[1]), tokens.shape), tokens * 0 + 1
+  return Transformer(config, keep=True).apply({"params": params}, tokens, positions, ones)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def decoded(config, params, hidden, cache, tokens):
+  """Log-probabilities of the next tokens, and what follows when they are written."""
+  scores = jax.nn.log_softmax(logits(hidden, output_table(params, config), config))
+  chosen = jnp.take_along_axis(scores, tokens[:, None], axis=-1)[:, 0]
+  return chosen, decode_step(params, tokens, cache, config)
+
+
+def cached_logprobs(config, params, tokens: jax.Array, dtype: str) -> np.ndarray:
+  """Log-probabilities of all tokens but the first PREFIX, each decoded through a cache."""
+  config, params = dataclasses.replace(config, stacked=False), unstacked(params)
+  rows, length = tokens.shape
+  hidden, computed = prefilled(config, params, tokens[:, :PREFIX])
+  numbers = jnp.arange(rows)
+  cache = begin_rows(
+    init_cache(config, rows, length, recent=length, dtype=dtype),
+    computed,
+    lengths=jnp.full(rows, PREFIX),
+    rows=numbers,
+    sources=numbers,
+    count=rows,
+  )
+  hidden, found = hidden[:, -1], []
+  for column in range(PREFIX, length):
+    chosen, (hidden, cache) = decoded(config, params, hidden, cache, tokens[:, column])
+    found.append(chosen)
+  return np.stack(found, 1)
+
+
+def test_a_smaller_cache_moves_log_probabilities_by_as_much_as_the_page_says(
+  path, model, rows, expected
+):
+  """docs/performance.md has the figures; in float32 they are those of transformers."""
+  config, params = model
+  lengths = np.array([len(rows[name]) for name in TEXTS])
+  tokens = jnp.array([rows[name] + [0] * (lengths.max() - len(rows[name])) for name in TEXTS])
+  own = np.arange(PREFIX, lengths.max()) < lengths[:, None]
+  exact = cached_logprobs(config, params, tokens, "float32")[own]
+  theirs = np.concatenate([expected[0][name][PREFIX - 1 :] for name in TEXTS])
+  np.testing.assert_allclose(exact, theirs, atol=1e-3)
+  for dtype, (mean, most) in {"bfloat16": (0.02, 0.4), "int8": (0.1, 2.0)}.items():
+    moved = np.abs(cached_logprobs(config, params, tokens, dtype)[own] - exact)
+    print(
+      f"{path.name}, cache in {dtype}, {moved.size} tokens: mean {moved.mean():.4f},"
+      f" 99 % {np.quantile(moved, 0.99):.3f}, most {moved.max():.3f}"
+    )
+    assert 0 < moved.mean() < mean
+    assert moved.max() < most
 
 
 def test_bfloat16_moves_log_probabilities_by_as_much_as_the_page_says(path, model, rows):

@@ -5,11 +5,10 @@ import xml.etree.ElementTree as ElementTree
 
 import pytest
 
-from pasmr_jax.experiment import report_charts as charts
-from pasmr_jax.experiment import report_shares as shares
-from pasmr_jax.experiment.report_charts import Bucket, Line
-from pasmr_jax.experiment.report_elements import short
-from pasmr_jax.experiment.report_shares import Share
+from pasmr_jax.experiment.reporting import charts, shares
+from pasmr_jax.experiment.reporting.charts import Bucket, Line
+from pasmr_jax.experiment.reporting.elements import short
+from pasmr_jax.experiment.reporting.shares import Share
 
 
 def _svg(figure: str) -> ElementTree.Element:

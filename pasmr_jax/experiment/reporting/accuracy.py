@@ -3,15 +3,15 @@
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from pasmr_jax.experiment.report_elements import (
+from pasmr_jax.experiment.reporting.elements import (
   in_order,
   language_name,
   nothing,
   short_or_dash,
   table,
 )
-from pasmr_jax.experiment.report_reading import Run
-from pasmr_jax.experiment.report_shares import Share, bar_chart, dot_chart
+from pasmr_jax.experiment.reporting.reading import Run
+from pasmr_jax.experiment.reporting.shares import Share, bar_chart, dot_chart
 
 ACCURACY = "accuracy/"
 # Averages over languages, as results name them (`target_accuracy`, `tokens/target`), and what they

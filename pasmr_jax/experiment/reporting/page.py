@@ -9,16 +9,16 @@ network, no script or style but the two whose hashes it names, no HTML made from
 
 import base64
 import hashlib
-import importlib.resources
 import json
 import math
+import pathlib
 from collections.abc import Sequence
 from typing import Any
 
-from pasmr_jax.experiment.report_accuracy import accuracy
-from pasmr_jax.experiment.report_elements import escape, json_block, language_name, nothing
-from pasmr_jax.experiment.report_reading import FAILURES, TERMS, Run
-from pasmr_jax.experiment.report_training import curves, numbers
+from pasmr_jax.experiment.reporting.accuracy import accuracy
+from pasmr_jax.experiment.reporting.elements import escape, json_block, language_name, nothing
+from pasmr_jax.experiment.reporting.reading import FAILURES, TERMS, Run
+from pasmr_jax.experiment.reporting.training import curves, numbers
 
 # The sampled answers of a page, as JSON: beyond it every n-th question is shown.
 MAX_ROLLOUT_CHARACTERS = 6_000_000
@@ -62,7 +62,7 @@ def page(runs: Sequence[Run]) -> str:
 
 def asset(name: str) -> str:
   """The text of a file that stands beside this one."""
-  return importlib.resources.files("pasmr_jax.experiment").joinpath(name).read_text("utf-8")
+  return pathlib.Path(__file__).with_name(name).read_text("utf-8")
 
 
 def _hash(text: str) -> str:

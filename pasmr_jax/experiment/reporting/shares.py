@@ -1,13 +1,13 @@
 """Draws shares by row as inline SVG: markers (accuracy by language) and bars (one number a run).
 
-Colours are the classes of report_charts.py; every marker also has a shape of its own.
+Colours are the classes of charts.py; every marker also has a shape of its own.
 """
 
 import dataclasses
 from collections.abc import Mapping, Sequence
 
-from pasmr_jax.experiment.report_charts import COLOURS, TOP, WIDTH
-from pasmr_jax.experiment.report_elements import escape, percent
+from pasmr_jax.experiment.reporting.charts import COLOURS, TOP, WIDTH
+from pasmr_jax.experiment.reporting.elements import escape, percent
 
 ROW_LABEL = 112  # width of the labels of a dot or bar chart
 # Half sizes of the marker shapes, drawn around 0, 0.

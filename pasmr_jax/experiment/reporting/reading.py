@@ -4,7 +4,7 @@
 `results/*.json` and the samples of `rollouts.jsonl`. A report is also wanted of a run that still
 goes on, was killed, or comes from an older version: so nothing here is required, whatever cannot
 be read is left out, and a notice says what and where. Model text is passed on as it is;
-report_page.py escapes it.
+page.py escapes it.
 """
 
 import dataclasses

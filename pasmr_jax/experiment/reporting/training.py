@@ -5,8 +5,8 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-from pasmr_jax.experiment import report_charts as charts
-from pasmr_jax.experiment.report_elements import (
+from pasmr_jax.experiment.reporting import charts
+from pasmr_jax.experiment.reporting.elements import (
   escape,
   in_order,
   language_name,
@@ -14,7 +14,7 @@ from pasmr_jax.experiment.report_elements import (
   short,
   table,
 )
-from pasmr_jax.experiment.report_reading import Points, Run
+from pasmr_jax.experiment.reporting.reading import Points, Run
 
 # Numbers of the end of training are means over so many logged steps.
 LAST_STEPS = 10

@@ -11,8 +11,8 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-from pasmr_jax.experiment.report_elements import escape, percent, short
-from pasmr_jax.experiment.report_reading import Points
+from pasmr_jax.experiment.reporting.elements import escape, percent, short
+from pasmr_jax.experiment.reporting.reading import Points
 
 COLOURS = 8
 # A line has at most so many points: each is the mean of a bucket of steps, with its smallest and

@@ -4,10 +4,10 @@ import json
 import pathlib
 
 import pytest
-import sample_run
 
-from pasmr_jax.experiment import report_reading
-from pasmr_jax.experiment.report_reading import TERMS, read_run, read_runs
+from pasmr_jax.experiment.reporting import reading
+from pasmr_jax.experiment.reporting.reading import TERMS, read_run, read_runs
+from tests.experiment import sample_run
 
 
 @pytest.fixture
@@ -108,7 +108,7 @@ def test_numbers_that_are_none_are_left_out_and_told(tmp_path):
 def test_notices_of_a_run_gone_wrong_stay_few(tmp_path):
   lines = [{"stage": "srl", "step": step, "loss": float("nan")} for step in range(1, 100)]
   sample_run.write_lines(tmp_path / "metrics.jsonl", lines)
-  assert len(read_run(tmp_path, "x").notices) == report_reading.MAX_NOTICES
+  assert len(read_run(tmp_path, "x").notices) == reading.MAX_NOTICES
 
 
 def test_a_rollout_as_the_page_shows_it(workdir):
@@ -149,7 +149,7 @@ def test_a_rollout_as_the_page_shows_it(workdir):
   ],
 )
 def test_failures(changes, expected):
-  assert report_reading.failures(sample_run.response("15", 1.0) | changes) == expected
+  assert reading.failures(sample_run.response("15", 1.0) | changes) == expected
 
 
 def test_a_rollout_of_another_version_is_shown_as_far_as_it_goes():
@@ -158,13 +158,13 @@ def test_a_rollout_of_another_version_is_shown_as_far_as_it_goes():
     "question": ["not a text"],
     "responses": [{"answer": 15, "reward": "1", "translation": "x", "pivot_answers": None}, 7],
   }
-  found = report_reading.rollout(line)
+  found = reading.rollout(line)
   assert (found["step"], found["question"], found["language"]) == (3, "", "")
   (response,) = found["responses"]
   assert response["terms"] == [None] * len(TERMS)
   assert response["answer"] is None
   assert found["translations"] == [{"text": "x", "solutions": []}]
-  assert report_reading.rollout({"responses": "none"})["responses"] == []
+  assert reading.rollout({"responses": "none"})["responses"] == []
 
 
 def test_runs_are_called_by_as_much_of_their_path_as_tells_them_apart(tmp_path):
@@ -173,7 +173,7 @@ def test_runs_are_called_by_as_much_of_their_path_as_tells_them_apart(tmp_path):
     path.mkdir(parents=True)
   assert [run.name for run in read_runs(paths[:1])] == ["pivot"]
   assert [run.name for run in read_runs(paths[1:])] == ["pivot", "gold"]
-  names = report_reading.short_names(paths)
+  names = reading.short_names(paths)
   assert names == ["seed0/pivot", "seed1/pivot", f"{tmp_path.name}/gold"]
 
 
