@@ -7,6 +7,8 @@ BIN = $(VENV)/bin
 WORKDIR ?= runs/tiny
 WORKDIR_GEMMA ?= runs/gemma
 DATA ?= ../shared/data
+# `make test MARKS=` runs the tests that are marked long too, as .ci/run does.
+MARKS ?= not long
 
 .PHONY: demo test lint gemma bench clean
 
@@ -14,7 +16,7 @@ demo: $(VENV)/run.stamp
 	JAX_PLATFORMS=cpu $(BIN)/python train.py --config=configs/tiny.py --workdir=$(WORKDIR)
 
 test: $(VENV)/dev.stamp lint
-	$(BIN)/python -m pytest -n 2 --dist loadfile
+	$(BIN)/python -m pytest -n 2 --dist loadfile -m "$(MARKS)"
 
 lint: $(VENV)/dev.stamp
 	$(BIN)/ruff check .

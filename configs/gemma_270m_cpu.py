@@ -36,6 +36,8 @@ def get_config():
   config.srl.rehearsal_weight = 0.0
   config.feedback.pivot_samples = 2
   config.rollout.prompt_bucket = 64
+  config.rollout.slots = 8
+  config.rollout.prefill_prompts = 4
 
   config.checkpoint.every = 8
   config.checkpoint.keep = 1

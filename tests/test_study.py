@@ -417,6 +417,7 @@ TINY = {
 }
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_the_smoke_study(tmp_path, environment, monkeypatch, capsys):
   """Two arms of one seed with every part but the second set, in legs, and what they leave."""

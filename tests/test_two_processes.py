@@ -64,6 +64,7 @@ def test_two_processes_learn_what_one_does(whole):
   assert any(line.get("policy_loss") for line in _learned(one))
 
 
+@pytest.mark.long
 @pytest.mark.slow
 @pytest.mark.parametrize("go_on", [_one_process, _two_processes])
 def test_either_goes_on_from_the_others_checkpoint(whole, compiled, tmp_path, go_on):

@@ -54,6 +54,7 @@ def test_every_block_is_a_file_or_commands():
   assert programs == ["eval.py", "train.py", "-m", "export.py", "mine/ask.py"]
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_the_page_leads_from_a_model_to_an_exported_one(compiled, tmp_path):
   pytest.importorskip("torch")

@@ -18,10 +18,11 @@ BOUND = 150.0  # seconds in which the other process must have ended
 
 
 def run(folder: pathlib.Path, options: argparse.Namespace) -> dict[str, Any]:
-  changes = {"guard__hang_minutes": HANG_MINUTES, "log__tensorboard": False}
+  calm = {"log__tensorboard": False}
+  changes = calm | {"guard__hang_minutes": HANG_MINUTES}
   whole = folder / "two"
   if not (whole / "results" / "srl.json").exists():
-    test_runs.run_two_processes(runs.command(whole, **changes), runs.environment(folder), 900)
+    test_runs.run_two_processes(runs.command(whole, **calm), runs.environment(folder), 900)
   seen = []
   for number, fault in ((1, signal.SIGKILL), (0, signal.SIGKILL), (1, signal.SIGSTOP)):
     workdir = folder / f"two_{number}_{fault.name}"
@@ -31,7 +32,7 @@ def run(folder: pathlib.Path, options: argparse.Namespace) -> dict[str, Any]:
     assert seconds < BOUND
     assert code != 0
     assert named, said[-3000:]
-    test_runs.run_two_processes(runs.command(workdir, **changes), runs.environment(folder), 900)
+    test_runs.run_two_processes(runs.command(workdir, **calm), runs.environment(folder), 900)
     found, expected = (
       [without_measured(line) for line in test_runs.read_lines(one / "metrics.jsonl")]
       for one in (workdir, whole)
