@@ -42,6 +42,7 @@ HEADINGS = (
   "decode tokens/s, bound by",
   "SRL step, s",
 )
+WEIGHED = ("model", "no slice smaller than", "mesh.tensor", "holds by shape, GiB")
 
 
 def row(model: str, generation: str, report: Mapping[str, Any] | None) -> list[str]:
@@ -67,8 +68,18 @@ def row(model: str, generation: str, report: Mapping[str, Any] | None) -> list[s
   ]
 
 
-def table(rows: list[list[str]]) -> str:
-  lines = [HEADINGS, ("---",) * len(HEADINGS), *rows]
+def weighed_row(model: str, generation: str, options: list[dict[str, Any]]) -> list[str]:
+  """The cells of the smallest slice whose programs hold no more than there is."""
+  option = next((one for one in options if one["fits"]), None)
+  if option is None:
+    return [model, f"{generation}: none up to {CHIPS[generation].slices[-1]}", "-", "-"]
+  limit = CHIPS[generation].hbm_limit / GIB
+  held = f"{option['held_bytes'] / GIB:.1f} of {limit:.1f}, {option['program']}"
+  return [model, option["topology"], str(option["tensor"]), held]
+
+
+def table(headings: tuple[str, ...], rows: list[list[str]]) -> str:
+  lines = [headings, ("---",) * len(headings), *rows]
   return "\n".join("| " + " | ".join(cells) + " |" for cells in lines)
 
 
@@ -81,6 +92,7 @@ def main() -> None:
   parser.add_argument(
     "--programs", nargs="*", default=[], help="compile these alone; 'srl update' has to be one"
   )
+  parser.add_argument("--by_shape", action="store_true", help="compile nothing: see docs/tpu.md")
   arguments = parser.parse_args()
   rows, reports = [], []
   for model in arguments.models:
@@ -89,6 +101,10 @@ def main() -> None:
     programs = tuple(arguments.programs)
     planning = Planning(config, arguments.cache.expanduser(), programs=programs)
     for generation in arguments.generations:
+      if arguments.by_shape:
+        rows.append(weighed_row(model, generation, planning.weigh(generation)))
+        print("| " + " | ".join(rows[-1]) + " |", flush=True)
+        continue
       report, refused = planning.smallest(generation)
       rows.append(row(model, generation, report))
       reports.append(
@@ -98,7 +114,7 @@ def main() -> None:
       if arguments.out:
         arguments.out.parent.mkdir(parents=True, exist_ok=True)
         arguments.out.write_text(json.dumps(reports, indent=1) + "\n", "utf-8")
-  print("\n" + table(rows))
+  print("\n" + table(WEIGHED if arguments.by_shape else HEADINGS, rows))
 
 
 if __name__ == "__main__":

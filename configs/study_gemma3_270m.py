@@ -8,7 +8,7 @@ and seeds each has. docs/results.md has what was run and what it shows.
 
 smoke   the built-in corpus and a tiny model; minutes on two CPU cores. It shows that all runs.
 cpu     two CPU cores, 16 GB, under two and a half hours: two trained languages and one that is not,
-        LoRA, a hundred steps of PAM and ten of SRL, small tests. Real, but far too short to learn
+        LoRA, a hundred steps of PAM and eight of SRL, small tests. Real, but far too short to learn
         to reason: it shows the study at work, and its intervals say how little else.
 gpu     one GPU of 80 GB or more, hours: seven trained languages, three that are not, all weights,
         PAM to saturation, 300 steps of SRL. Planned, not run (docs/gpu.md).
@@ -102,14 +102,14 @@ def _reduced(config):
   config.lora.alpha = 32.0
   config.model.dtype = "float32"
 
-  config.pam.steps = 120
+  config.pam.steps = 100
   config.pam.batch_size = 8
   config.pam.max_length = 256
   config.pam.microbatches = 2
   config.pam.optimizer.learning_rate = 5e-4
   config.pam.optimizer.warmup_steps = 10
 
-  config.srl.steps = 10
+  config.srl.steps = 8
   config.srl.questions = 4
   config.srl.group_size = 4
   config.srl.max_prompt_length = 160
@@ -126,15 +126,15 @@ def _reduced(config):
   config.rollout.prefill_prompts = 8
   config.rollout.prompt_bucket = 64
 
-  config.evaluation.every = 60
+  config.evaluation.every = 50
   config.evaluation.development_questions = 8
   config.evaluation.label_questions = 6
-  config.evaluation.test_questions = 20
+  config.evaluation.test_questions = 16
   config.evaluation.samples = 1
   config.evaluation.batch_size = 32
   config.evaluation.max_prompt_length = 320
   config.evaluation.max_new_tokens = 192
-  config.checkpoint.every = 10
+  config.checkpoint.every = 8
   config.log.rollouts_every = 5
   return config
 

@@ -88,7 +88,7 @@ SCALES: Mapping[str, Scale] = {
       "evaluation.max_new_tokens": 96,
       "evaluation.batch_size": 32,
     },
-    arm_settings={"evaluation.every": 5},
+    arm_settings={"evaluation.every": 4},
     grid={
       "pam": {"pam.optimizer.learning_rate": (2e-4, 5e-4)},
       "srl": {"srl.optimizer.learning_rate": (5e-5, 2e-4)},

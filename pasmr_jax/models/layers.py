@@ -26,7 +26,8 @@ def weight(
   config: TransformerConfig,
 ) -> Array:
   """One weight with a logical axis name beside each of its dimensions, in the compute dtype."""
-  return stored_weight(module, name, shape, axes, init, config).astype(config.dtype)
+  stored = stored_weight(module, name, shape, axes, init, config)
+  return gathered(stored.astype(config.dtype), axes)
 
 
 def stored_weight(
@@ -42,8 +43,36 @@ def stored_weight(
   return cast(Array, module.param(name, boxed, shape, jnp.dtype(config.param_dtype)))
 
 
+def gathered(weight: Array, axes: tuple[str, ...]) -> Array:
+  """A layer's weight with its embed dimension whole on every device, its gradient split again.
+
+  Left to itself the compiler gathers a weight anew for each product it stands in: forward, in the
+  recomputation, and for the gradient of the product's input. Tables are too large to be whole, and
+  other weights have no such dimension.
+  """
+  fsdp = jax.sharding.get_abstract_mesh().shape.get("fsdp", 1)
+  if fsdp == 1 or "vocab" in axes or "embed" not in axes:
+    return weight
+  place = axes.index("embed")
+  if weight.shape[place] % fsdp:
+    return weight
+  others = [PartitionSpec.UNCONSTRAINED] * len(axes)
+  whole = PartitionSpec(*others[:place], None, *others[place + 1 :])
+  split = PartitionSpec(*others[:place], "fsdp", *others[place + 1 :])
+
+  @jax.custom_vjp
+  def gather(weight):
+    return jax.lax.with_sharding_constraint(weight, whole)
+
+  def backward(_, gradient):
+    return (jax.lax.with_sharding_constraint(gradient, split),)
+
+  gather.defvjp(lambda weight: (gather(weight), None), backward)
+  return gather(weight)
+
+
 def split_rows(x: Float[Array, "B ..."]) -> Float[Array, "B ..."]:
-  """Holds the rows of x split over every axis of the current mesh that rows are split over.
+  """Holds the rows of x split over every axis of the current mesh but `tensor`.
 
   Without it the compiler, which also sees the weights split over `fsdp`, was found to split the
   embedding dimension instead and to compute every row on every device. Does nothing outside of
@@ -54,11 +83,8 @@ def split_rows(x: Float[Array, "B ..."]) -> Float[Array, "B ..."]:
 
 
 def row_axes(mesh: AbstractMesh, rows: int) -> tuple[str, ...] | None:
-  """The axes of a mesh that so many rows are split over; None if they do not divide.
-
-  All but `tensor`, and those that the rows are one part of already (inside of a `shard_map`).
-  """
-  axes = tuple(axis for axis in mesh.auto_axes if axis != "tensor")
+  """The axes of a mesh that so many rows are split over; None if they do not divide."""
+  axes = tuple(axis for axis in mesh.axis_names if axis != "tensor")
   if not axes or rows % math.prod(mesh.shape[axis] for axis in axes):
     return None
   return axes

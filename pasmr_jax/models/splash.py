@@ -74,7 +74,6 @@ def splash_attend(
     attend,
     in_specs=(by_token, by_head, by_head, PartitionSpec(rows), PartitionSpec()),
     out_specs=by_token,
-    axis_names=set(mesh.auto_axes),
     check_vma=False,  # kernels do not say what varies over the mesh
   )(queries, keys, values, segment_ids, is_local)
 

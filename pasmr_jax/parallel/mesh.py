@@ -3,9 +3,10 @@
 One process a host, one mesh over all devices with the axes `replica`, `fsdp` and `tensor`.
 Parameters are split over the last two by a table of `rules.py` and whole in every replica; batches
 are split by rows over the first two, each process holding the rows it read. Slices of a TPU that
-only the data-centre network joins are replicas: all that crosses it is a sum of gradients a step.
+only the data-centre network joins are replicas: what crosses it are sums of gradients.
 """
 
+import functools
 import math
 import os
 import pathlib
@@ -166,8 +167,13 @@ def replication_notes(config: TransformerConfig, mesh: Mesh, rules: Rules) -> tu
 
 
 def _param_specs(config, mesh, rules):
-  shapes = param_shapes(config)
-  return partition_specs(logical_axes(config), shapes, mesh.shape, rules)
+  axes, shapes = _axes_and_shapes(config)
+  return partition_specs(axes, shapes, mesh.shape, rules)
+
+
+@functools.lru_cache(maxsize=8)  # tracing a model of many layers takes seconds
+def _axes_and_shapes(config):
+  return logical_axes(config), param_shapes(config)
 
 
 def row_axes(mesh: Mesh) -> tuple[str, ...]:

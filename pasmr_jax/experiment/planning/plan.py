@@ -13,6 +13,7 @@ import dataclasses
 import hashlib
 import importlib.metadata
 import importlib.util
+import itertools
 import json
 import os
 import pathlib
@@ -91,20 +92,29 @@ class Planning:
     Weights are whole on each device while sampling but for `mesh.tensor`, so it is doubled, up to
     eight times, where they are too many. What holds too much is not compiled.
     """
-    topologies = [f"{generation}:{shape}" for shape in CHIPS[generation].slices]
-    tensors = [self.config.mesh.tensor * times for times in _TENSORS]
-    question = {"ask": "weigh", "topologies": topologies, "tensors": tensors}
-    weighed = self._ask(question)["weighed"]
     refused = []
-    for topology in topologies:
+    for topology, options in itertools.groupby(self.weigh(generation), lambda one: one["topology"]):
       reason = ""
-      for option in (one for one in weighed if one["topology"] == topology):
+      for option in options:
         report, why = self._tried(option)
         if report is not None:
           return report, refused
         reason = why if option["fits"] else reason or why
       refused.append((topology, reason))
     return None, refused
+
+  def weigh(self, generation: str) -> list[dict[str, Any]]:
+    """What each slice, with each `mesh.tensor`, would hold by shapes alone: quick, and too little.
+
+    Returns:
+      An option each, smallest slice first: its `topology`, `tensor`, whether it `fits` and if not
+      `why`; the `program` that holds most and its `held_bytes`, where batches divide. Slices after
+      the first that could fit are taken to fit, and have no more than that.
+    """
+    topologies = [f"{generation}:{shape}" for shape in CHIPS[generation].slices]
+    tensors = [self.config.mesh.tensor * times for times in _TENSORS]
+    question = {"ask": "weigh", "topologies": topologies, "tensors": tensors}
+    return self._ask(question)["weighed"]
 
   def _tried(self, option: Mapping[str, Any]) -> tuple[dict[str, Any] | None, str]:
     """The report of a topology with a mesh.tensor; None and why if it does not fit."""
@@ -113,7 +123,10 @@ class Planning:
     config: Config = ConfigDict(self.config.to_dict())
     changed = option["tensor"] != config.mesh.tensor
     config.mesh.tensor = option["tensor"]
-    report = dataclasses.replace(self, config=config).plan(option["topology"], stop_early=True)
+    try:
+      report = dataclasses.replace(self, config=config).plan(option["topology"], stop_early=True)
+    except UnsuitableError as error:
+      return None, str(error).splitlines()[-1].strip()
     if report["fits"]:
       flags = [f"--config.mesh.tensor={option['tensor']}"] if changed else []
       return report | {"adjusted": [*flags, *report["adjusted"]]}, ""

@@ -32,6 +32,8 @@ from pasmr_jax.rollout import slots
 from pasmr_jax.rollout.engine import Engine
 from pasmr_jax.rollout.sampling import make_sampling
 
+_shapes = functools.lru_cache(maxsize=8)(param_shapes)
+
 
 @dataclasses.dataclass(frozen=True)
 class Planner:
@@ -58,7 +60,7 @@ class Planner:
       lambda shape, sharding: jax.ShapeDtypeStruct(
         shape.shape, jnp.dtype(dtype), sharding=sharding
       ),
-      param_shapes(model),
+      _shapes(model),
       shardings,
     )
 
@@ -68,7 +70,7 @@ class Planner:
     if not self.config.lora.rank:
       return None
     settings = setup.lora_settings(self.config)
-    shapes = lora.adapter_shapes(param_shapes(self.model), settings)
+    shapes = lora.adapter_shapes(_shapes(self.model), settings)
     shardings = meshes.adapter_shardings(self.model, self.mesh, rules.TRAINING, settings)
     return abstract_params(shapes, shardings)
 

@@ -230,21 +230,30 @@ def make_worker(
 def weigh(request: dict[str, Any], sizes: Sizes) -> list[dict[str, Any]]:
   """Whether a topology could fit, with each mesh.tensor, and if not why.
 
-  What a program holds is known without compiling; it needs more.
+  What a program holds is known by its shapes, without compiling; it needs more. Of the topologies
+  after the first that could fit nothing is found out.
   """
-  found = []
+  found: list[dict[str, Any]] = []
   for topology in request["topologies"]:
+    known = any(option["fits"] for option in found)
     for tensor in request["tensors"]:
-      option: dict[str, Any] = {"topology": topology, "tensor": tensor, "fits": False}
+      option: dict[str, Any] = {"topology": topology, "tensor": tensor, "fits": known}
+      if known:
+        found.append(option)
+        continue
       try:
         worker = make_worker(request, topology, sizes, tensor)
       except UnsuitableError as error:
         found.append(option | {"why": str(error).splitlines()[-1].strip()})
         continue
       heaviest = max(worker.programs(()), key=held_bytes)
-      over = held_bytes(heaviest) - worker.chip.hbm_limit
-      why = f"{heaviest.name} holds {over / GIB:.2f} GiB too much with mesh.tensor={tensor}"
-      found.append(option | ({"fits": True} if over <= 0 else {"why": why}))
+      held = held_bytes(heaviest)
+      over = held - worker.chip.hbm_limit
+      option |= {"fits": over <= 0, "program": heaviest.name, "held_bytes": held}
+      if over > 0:
+        much = f"{over / GIB:.2f} GiB too much"
+        option["why"] = f"{heaviest.name} holds {much} with mesh.tensor={tensor}"
+      found.append(option)
   return found
 
 
