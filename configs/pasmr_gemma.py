@@ -19,8 +19,8 @@ run on a TPU; 270m was run on a CPU with its real weights (docs/results.md, docs
 
 DATA holds `gsm8k_parallel/{language}.jsonl` (questions with their English originals),
 `gsm8k/train.jsonl` and `mgsm/mgsm_{language}.tsv`: the public GSM8K and MGSM files. The first 4,000
-parallel questions teach the mapping (PAM), the next 3,000 are asked without answers (SRL), the rest
-is for development; MGSM is the test.
+parallel questions teach the mapping (PAM), the next 3,000 are asked without answers (SRL), 200 of
+the rest are for development; MGSM is the test.
 """
 
 from configs import base
@@ -51,8 +51,9 @@ def get_config(size: str = "1b"):
   config.data.pivot = ("gsm8k:{root}/gsm8k/train.jsonl[:4000]",)
   config.data.triplets = ("parallel_equations:{root}/gsm8k_parallel/{language}.jsonl[:4000]",)
   config.data.srl = ("parallel:{root}/gsm8k_parallel/{language}.jsonl[4000:7000]",)
-  config.data.development = ("gsm8k:{root}/gsm8k/train.jsonl[7000:7200]",)
-  config.data.development += ("parallel:{root}/gsm8k_parallel/{target}.jsonl[7000:7200]",)
+  # Languages lack different rows, so the same place is another question: hence the gap.
+  config.data.development = ("gsm8k:{root}/gsm8k/train.jsonl[7100:7300]",)
+  config.data.development += ("parallel:{root}/gsm8k_parallel/{target}.jsonl[7100:7300]",)
   config.data.test = ("mgsm:{root}/mgsm/mgsm_{language}.tsv",)
 
   config.pam.steps = 600

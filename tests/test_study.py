@@ -438,7 +438,7 @@ def test_the_smoke_study(tmp_path, environment, monkeypatch, capsys):
   printed = capsys.readouterr().out
   assert "| SRL, pivot feedback |" in printed
   found = json.loads((tmp_path / "study.json").read_text("utf-8"))
-  assert list(found["arms"]) == ["pam", "base", "pivot", "continued_pam"]
+  assert list(found["arms"]) == ["base", "pam", "pivot", "continued_pam"]
   for values in found["arms"].values():
     (greedy,) = values["measures"]["held_out"]["greedy"]
     assert greedy["questions/de"] == 3

@@ -15,8 +15,8 @@ from typing import Any
 import numpy as np
 
 from benchmarks.effects import roofline
-from benchmarks.effects.arms import CONTINUED, SOURCES, mean_and_error
-from benchmarks.effects.plan import Arm, Study, metric_lines
+from benchmarks.effects.arms import ARMS, CONTINUED, SOURCES, mean_and_error
+from benchmarks.effects.plan import BEFORE, Arm, Study, metric_lines
 from pasmr_jax import Config
 from pasmr_jax.experiment.comparison import compare, read_scores
 from pasmr_jax.models.pretrained import load_config
@@ -149,7 +149,7 @@ def collect(study: Study, names: Sequence[str], seeds: int, trained: Sequence[st
   """
   config = study.configuration()
   arms: dict[str, list[Arm]] = {}
-  for name in names:
+  for name in sorted(names, key=(*BEFORE, *ARMS).index):
     for seed in range(seeds):
       if name == "continued_pam_tokens" and not study.arm("pivot", seed).finished():
         continue  # how long it is follows from the pivot's run
