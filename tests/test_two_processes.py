@@ -8,6 +8,8 @@ import pytest
 from pasmr_jax.experiment.metrics import without_measured
 from tests import runs
 
+pytestmark = [pytest.mark.slow, pytest.mark.long]
+
 STEPS = 10
 
 
@@ -56,7 +58,6 @@ def whole(compiled, uninterrupted, tmp_path_factory):
   return start, one, two
 
 
-@pytest.mark.slow
 def test_two_processes_learn_what_one_does(whole):
   _, one, two = whole
   assert len([line for line in _learned(one) if "loss" in line]) == STEPS
@@ -64,8 +65,6 @@ def test_two_processes_learn_what_one_does(whole):
   assert any(line.get("policy_loss") for line in _learned(one))
 
 
-@pytest.mark.long
-@pytest.mark.slow
 @pytest.mark.parametrize("go_on", [_one_process, _two_processes])
 def test_either_goes_on_from_the_others_checkpoint(whole, compiled, tmp_path, go_on):
   start, one, two = whole

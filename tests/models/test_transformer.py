@@ -44,7 +44,7 @@ def prefill(config, params, tokens, positions, segment_ids):
 @functools.partial(jax.jit, static_argnums=3)
 def step(params, tokens, cache, config):
   hidden, cache = decode_step(params, tokens, cache, config)
-  full = cache.taken == cache.recent[0].keys.shape[2]
+  full = cache.taken == cache.recent[0].values.shape[2]
   return hidden, jax.lax.cond(full, lambda: settle(cache), lambda: cache)
 
 

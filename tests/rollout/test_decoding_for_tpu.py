@@ -13,7 +13,7 @@ from pasmr_jax.experiment.planning.sizes import published
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 ROWS, LENGTH, STEPS = 64, 2048, 8
 
-pytestmark = [pytest.mark.tpu_compile, pytest.mark.slow]
+pytestmark = [pytest.mark.tpu_compile, pytest.mark.slow, pytest.mark.long]
 
 
 def _decode(size: str, tensor: int, folder: pathlib.Path, **changes) -> dict:
@@ -50,9 +50,7 @@ def _decode(size: str, tensor: int, folder: pathlib.Path, **changes) -> dict:
   return program
 
 
-@pytest.mark.parametrize(
-  ("size", "tensor"), [("2b", 4), pytest.param("9b", 8, marks=pytest.mark.long)]
-)
+@pytest.mark.parametrize(("size", "tensor"), [("2b", 4), ("9b", 8)])
 def test_a_token_reads_weights_and_cache_once_and_gathers_no_weights(size, tensor, tmp_path):
   program = _decode(size, tensor, tmp_path)
   filled, (part,) = program["filled_by"], program["parts"]
@@ -62,7 +60,6 @@ def test_a_token_reads_weights_and_cache_once_and_gathers_no_weights(size, tenso
   assert part["collective_bytes"].get("all-gather", 0) / STEPS < 1e6
 
 
-@pytest.mark.long
 def test_a_ring_holds_no_more_than_its_window(tmp_path):
   """Of Gemma 3 1B's 26 layers four see everything; the others see 512 tokens."""
   sizes = published("google/gemma-3-1b-pt")

@@ -8,6 +8,7 @@ import sys
 
 import pytest
 
+from pasmr_jax.experiment.planning.cost import GIB
 from pasmr_jax.learning.logprobs import LOGITS
 
 ROOT = pathlib.Path(__file__).resolve().parents[3]
@@ -81,6 +82,7 @@ def test_decoding_gathers_no_weights(compiled_plan):
   assert reshard["collective_bytes"]["all-gather"] > 1.4 * report["parameters"]  # 3/4 of 2 bytes
 
 
+@pytest.mark.long
 @pytest.mark.tpu_compile
 @pytest.mark.slow
 def test_the_embedding_is_gathered_and_its_gradient_reduced_once_a_pass(tmp_path):
@@ -125,6 +127,7 @@ def test_the_embedding_is_gathered_and_its_gradient_reduced_once_a_pass(tmp_path
   assert reduced < 1.1 * share * 4 * (layers + 2 * table)
 
 
+@pytest.mark.long
 @pytest.mark.tpu_compile
 @pytest.mark.slow
 def test_slices_exchange_gradients_alone(tmp_path):
