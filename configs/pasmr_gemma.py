@@ -19,7 +19,7 @@ run on a TPU; 270m was run on a CPU with its real weights (docs/results.md, docs
 
 DATA holds `gsm8k_parallel/{language}.jsonl` (questions with their English originals),
 `gsm8k/train.jsonl` and `mgsm/mgsm_{language}.tsv`: the public GSM8K and MGSM files. The first 4,000
-parallel questions teach the mapping (PAM), the next 3,000 are asked without answers (SRL), 200 of
+parallel questions teach the mapping (PAM), the next 2,950 are asked without answers (SRL), 200 of
 the rest are for development; MGSM is the test.
 """
 
@@ -48,10 +48,10 @@ def get_config(size: str = "1b"):
   config.model.remat = "full"
   config.tokenizer.stop = ("<end_of_turn>",)
 
+  # Languages lack different rows, so the same place is another question: hence the gaps.
   config.data.pivot = ("gsm8k:{root}/gsm8k/train.jsonl[:4000]",)
   config.data.triplets = ("parallel_equations:{root}/gsm8k_parallel/{language}.jsonl[:4000]",)
-  config.data.srl = ("parallel:{root}/gsm8k_parallel/{language}.jsonl[4000:7000]",)
-  # Languages lack different rows, so the same place is another question: hence the gap.
+  config.data.srl = ("parallel:{root}/gsm8k_parallel/{language}.jsonl[4050:7000]",)
   config.data.development = ("gsm8k:{root}/gsm8k/train.jsonl[7100:7300]",)
   config.data.development += ("parallel:{root}/gsm8k_parallel/{target}.jsonl[7100:7300]",)
   config.data.test = ("mgsm:{root}/mgsm/mgsm_{language}.tsv",)
