@@ -17,17 +17,14 @@ ended, and the solutions after all responses.
 
 import argparse
 import dataclasses
-import json
-import os
 import pathlib
-import platform
-import sys
 import time
 from collections.abc import Callable, Sequence
 
 import jax
 import numpy as np
 
+from benchmarks import record
 from pasmr_jax.experiment.planning.sizes import PUBLISHED
 from pasmr_jax.models.config import TransformerConfig
 from pasmr_jax.models.transformer import init_params
@@ -218,16 +215,9 @@ def main() -> None:
   with jax.set_mesh(mesh):
     floor, workloads = plain(mesh, arguments.repeats)
     workloads |= srl(mesh, arguments.repeats, arguments.srl_layers)
-  summary = {
-    "command": "python -m benchmarks.rollout " + " ".join(sys.argv[1:]),
-    "machine": f"{platform.machine()}, {os.cpu_count()} cores, {jax.devices()[0].device_kind}",
-    "versions": {"python": platform.python_version(), "jax": jax.__version__},
-    "floor_seconds_a_token": floor,
-    "workloads": workloads,
-  }
-  if arguments.out:
-    arguments.out.parent.mkdir(parents=True, exist_ok=True)
-    arguments.out.write_text(json.dumps(summary, indent=2) + "\n")
+  figures = {"floor_seconds_a_token": floor, "workloads": workloads}
+  device = jax.devices()[0].device_kind
+  record.write(arguments.out, "benchmarks.rollout", device, figures)
 
 
 if __name__ == "__main__":

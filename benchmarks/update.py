@@ -11,9 +11,7 @@ one that is not counted, of which the quickest by CPU time is reported.
 import argparse
 import dataclasses
 import json
-import os
 import pathlib
-import platform
 import resource
 import subprocess
 import sys
@@ -23,6 +21,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from benchmarks import record
 from configs import base
 from pasmr_jax.experiment.planning.sizes import PUBLISHED
 from pasmr_jax.learning import losses
@@ -109,19 +108,14 @@ def main() -> None:
     updates[name] = json.loads(finished.stdout)
     gigabytes = updates[name]["peak_resident_bytes"] / 1e9
     print(f"{name}: {updates[name]['cpu_seconds']:.1f} CPU-seconds, {gigabytes:.2f} GB", flush=True)
-  summary = {
-    "command": "python -m benchmarks.update " + " ".join(sys.argv[1:]),
-    "machine": f"{platform.machine()}, {os.cpu_count()} cores, {updates[name]['device']}",
-    "versions": {"python": platform.python_version(), "jax": jax.__version__},
+  figures = {
     "rows": ROWS,
     "length": LENGTH,
     "prompt": PROMPT,
     "remat": arguments.remat,
     "updates": updates,
   }
-  if arguments.out:
-    arguments.out.parent.mkdir(parents=True, exist_ok=True)
-    arguments.out.write_text(json.dumps(summary, indent=2) + "\n")
+  record.write(arguments.out, "benchmarks.update", updates[name]["device"], figures)
 
 
 if __name__ == "__main__":

@@ -10,21 +10,11 @@ import pytest
 from configs import base as base_config
 from pasmr_jax.experiment.checkpoint import Checkpoints, Progress, abstract_params
 from pasmr_jax.learning.update import Learner
-from pasmr_jax.models.config import TransformerConfig
 from pasmr_jax.models.transformer import init_params
 from pasmr_jax.parallel import rules
 from pasmr_jax.parallel.mesh import make_mesh, param_shardings
+from tests.small_model import MODEL
 
-MODEL = TransformerConfig(
-  vocab_size=32,
-  embed_dim=16,
-  num_layers=1,
-  num_heads=2,
-  num_kv_heads=1,
-  head_dim=8,
-  mlp_dim=16,
-  query_scale=1.0,
-)
 DATA = {"batches": {"position": 7, "waiting": [1, 2]}}
 
 

@@ -14,21 +14,11 @@ from pasmr_jax.experiment.checkpoint import Checkpoints, Progress
 from pasmr_jax.experiment.reliability import checksums
 from pasmr_jax.experiment.reliability.recovery import DamagedCheckpointError, recover, steps_in
 from pasmr_jax.learning.update import Learner
-from pasmr_jax.models.config import TransformerConfig
 from pasmr_jax.models.transformer import init_params
+from tests.small_model import MODEL
 
 pytestmark = pytest.mark.faults
 
-MODEL = TransformerConfig(
-  vocab_size=32,
-  embed_dim=16,
-  num_layers=1,
-  num_heads=2,
-  num_kv_heads=1,
-  head_dim=8,
-  mlp_dim=16,
-  query_scale=1.0,
-)
 STEPS = (3, 5, 9)
 
 
