@@ -3,11 +3,11 @@
 `sample` narrates the path: scale the logits by the temperature, weigh the ids against the likeliest
 in blocks of ids, find the smallest weight that top-k, top-p and min-p keep (`truncation_threshold`,
 a search of few passes over the vocabulary instead of a sort), and invert the cumulative
-distribution at one uniform number a row (`inverse_cdf`). Without truncation the logits are read
-twice, and drawn from as cheaply as their largest is found.
+distribution at one uniform number a row (`inverse_cdf`).
 
-Arrays of weights have rows last: so logits come from a CPU's matrix product, and sums over ids go
-through all rows at once.
+Sums over ids are taken block by block, so that the float32 sums stay short. They are what drawing
+costs, and on a CPU it matters much how they are written: the ids of a block side by side, and
+nothing in them that XLA does not fuse into a sum (`_kept`, `_in_blocks`).
 
 R rows, V vocabulary in N blocks of B ids, S stop ids.
 """
@@ -98,31 +98,30 @@ def sample(
     greedy), which is the policy that learning scores; and their log-probability under the truncated
     distribution they were drawn from (0 when greedy).
   """
-  rows = logits.shape[:1]
-  sampling = sampling.for_rows(rows[0])
+  sampling = sampling.for_rows(logits.shape[0])
   greedy = sampling.temperature == 0
   temperature = jnp.where(greedy, 1.0, sampling.temperature)
-  by_id = logits.T
-  scaled = _blocked(by_id / temperature)
-  block_tops = scaled.max(1)
+  blocks = _blocked(logits)
+  block_tops = blocks.max(2)
   top = block_tops.max(0)
-  weights = jnp.exp(scaled - top)  # the likeliest id weighs 1
-  sums = weights.sum(1)
+  # The likeliest id weighs 1.
+  weights = jnp.exp((blocks - top[:, None]) / temperature[:, None])
+  sums = _in_blocks(weights)
   total = sums.sum(0)
 
   truncates = (sampling.top_k > 0) | (sampling.top_p < 1) | (sampling.min_p > 0)
-  kept, sums = jax.lax.cond(
+  least, sums = jax.lax.cond(
     (truncates & ~greedy).any(),
     lambda: _truncated(weights, sums, sampling),
-    lambda: (jnp.zeros(rows, jnp.float32), sums),
+    lambda: (jnp.zeros_like(total), sums),
   )
   uniform = jax.vmap(lambda key: jax.random.uniform(key, dtype=jnp.float32))(keys)
-  drawn = inverse_cdf(weights, sums, kept, uniform)
-  tokens = jnp.where(greedy, _likeliest(scaled, block_tops), drawn)
+  drawn = inverse_cdf(weights, sums, least, uniform)
+  tokens = jnp.where(greedy, _likeliest(blocks, block_tops), drawn)
 
-  chosen = jnp.take_along_axis(by_id, tokens[None], axis=0)[0] / temperature
-  logprobs = chosen - top - jnp.log(total)
-  drawn_logprobs = jnp.where(greedy, 0.0, chosen - top - jnp.log(sums.sum(0)))
+  chosen = (jnp.take_along_axis(logits, tokens[:, None], axis=1)[:, 0] - top) / temperature
+  logprobs = chosen - jnp.log(total)
+  drawn_logprobs = jnp.where(greedy, 0.0, chosen - jnp.log(sums.sum(0)))
   return tokens, logprobs, drawn_logprobs
 
 
@@ -137,34 +136,50 @@ def block_size(vocabulary: int) -> int:
   return next((size for size in smaller if size and vocabulary % (_DEVICES * size) == 0), largest)
 
 
-def _blocked(array: Float[Array, "V R"]) -> Float[Array, "N B R"]:
+def _blocked(logits: Float[Array, "R V"]) -> Float[Array, "N R B"]:
   """Ids in blocks; what fills the last block weighs nothing."""
-  vocabulary, rows = array.shape
+  rows, vocabulary = logits.shape
   size = block_size(vocabulary)
   missing = -vocabulary % size
-  padded = jnp.pad(array, ((0, missing), (0, 0)), constant_values=-jnp.inf) if missing else array
-  return padded.reshape(-1, size, rows)
+  padded = jnp.pad(logits, ((0, 0), (0, missing)), constant_values=-jnp.inf) if missing else logits
+  # From ids first, as a CPU's product of few rows gives them, so that blocks are turned one by one.
+  return jax.lax.optimization_barrier(padded.T.reshape(-1, size, rows).swapaxes(1, 2))
 
 
-def _likeliest(scaled: Float[Array, "N B R"], block_tops: Float[Array, "N R"]) -> Int[Array, " R"]:
+def _in_blocks(weights: Float[Array, "N R B"]) -> Float[Array, "N R"]:
+  """Sums of blocks, each of which is taken as it is: a CPU takes longer for a sum of both axes."""
+  return jax.lax.optimization_barrier(weights.sum(2))
+
+
+def _likeliest(blocks: Float[Array, "N R B"], block_tops: Float[Array, "N R"]) -> Int[Array, " R"]:
   block = jnp.argmax(block_tops, axis=0)
-  return block * scaled.shape[1] + jnp.argmax(_of_block(scaled, block), axis=0)
+  return block * blocks.shape[2] + jnp.argmax(_of_block(blocks, block), axis=1)
 
 
-def _of_block(array: Float[Array, "N B R"], block: Int[Array, " R"]) -> Float[Array, "B R"]:
-  return jnp.take_along_axis(array, block[None, None, :], axis=0)[0]
+def _of_block(array: Float[Array, "N R B"], block: Int[Array, " R"]) -> Float[Array, "R B"]:
+  return jnp.take_along_axis(array, block[None, :, None], axis=0)[0]
 
 
 def _truncated(
-  weights: Float[Array, "N B R"], sums: Float[Array, "N R"], sampling: Sampling
+  weights: Float[Array, "N R B"], sums: Float[Array, "N R"], sampling: Sampling
 ) -> tuple[Float[Array, " R"], Float[Array, "N R"]]:
   """The smallest weight that is kept, and the sums of blocks of what is kept."""
-  threshold = truncation_threshold(weights, sums.sum(0), sampling)
-  return threshold, jnp.where(weights >= threshold, weights, 0.0).sum(1)
+  least = truncation_threshold(weights, sums.sum(0), sampling)
+  return least, _in_blocks(weights * _kept(weights, least))
+
+
+def _kept(weights: Float[Array, "*N R B"], least: Float[Array, " R"]) -> Float[Array, "*N R B"]:
+  """1 where a weight is not 0 and at least `least`, else 0.
+
+  In arithmetic, which XLA fuses into a sum over it on a CPU. Of a comparison it would write all
+  results down first, and take up to three times as long.
+  """
+  below = _as_float(jnp.maximum(jax.lax.bitcast_convert_type(least, jnp.int32) - 1, 0))
+  return jnp.sign(jnp.maximum(weights - below[:, None], 0.0))
 
 
 def truncation_threshold(
-  weights: Float[Array, "N B R"], total: Float[Array, " R"], sampling: Sampling
+  weights: Float[Array, "N R B"], total: Float[Array, " R"], sampling: Sampling
 ) -> Float[Array, " R"]:
   """The smallest weight kept: top-k first, then top-p of what is left, then min-p.
 
@@ -176,12 +191,12 @@ def truncation_threshold(
     sampling: with a value a row.
   """
   off = jnp.zeros_like(total)
-  size = weights[..., 0].size
+  size = weights[:, 0].size
 
   def by_count() -> Float[Array, " R"]:
     wanted = jnp.minimum(jnp.where(sampling.top_k > 0, sampling.top_k, size), size)
     return _last_kept(
-      lambda least: (weights >= least).sum((0, 1), dtype=jnp.float32),
+      lambda least: _in_blocks(_kept(weights, least)).sum(0),
       wanted.astype(jnp.float32),
       most=off + size,
       low=off,
@@ -192,15 +207,17 @@ def truncation_threshold(
   top_k = jax.lax.cond((sampling.top_k > 0).any(), by_count, lambda: off)
   top_k = jnp.where(sampling.top_k > 0, top_k, 0.0)
 
+  def mass_from(least: Float[Array, " R"]) -> Float[Array, " R"]:
+    return _in_blocks(weights * _kept(weights, jnp.maximum(least, top_k))).sum(0)
+
   def by_mass() -> Float[Array, " R"]:
-    left = jnp.where(weights >= top_k, weights, 0.0)
-    mass = left.sum(1).sum(0)
+    mass = mass_from(top_k)
     return _last_kept(
-      lambda least: jnp.where(left >= least, left, 0.0).sum(1).sum(0),
+      mass_from,
       jnp.asarray(sampling.top_p) * mass,
       most=mass,
       # Everything below this together is less than what may be left out.
-      low=0.99 * (1 - jnp.asarray(sampling.top_p)) * mass / size,
+      low=jnp.maximum(0.99 * (1 - jnp.asarray(sampling.top_p)) * mass / size, top_k),
       smallest=lambda least: least,
       slack=_ROUNDING * mass,
     )
@@ -278,7 +295,7 @@ def _where(condition, ours, theirs):
 
 
 def inverse_cdf(
-  weights: Float[Array, "N B R"],
+  weights: Float[Array, "N R B"],
   sums: Float[Array, "N R"],
   least: Float[Array, " R"],
   uniform: Float[Array, " R"],
@@ -295,16 +312,16 @@ def inverse_cdf(
   """
   ends = jnp.cumsum(sums, axis=0)
   target = uniform * ends[-1]
-  block = _first_exceeding(ends, target)
+  block = _first_exceeding(ends.T, target)
   before = jnp.take_along_axis(ends, jnp.maximum(block - 1, 0)[None], axis=0)[0]
   before = jnp.where(block > 0, before, 0.0)
   inside = _of_block(weights, block)
-  inside = jnp.where(inside >= least, inside, 0.0)
-  return block * weights.shape[1] + _first_exceeding(jnp.cumsum(inside, axis=0), target - before)
+  inside *= _kept(inside, least)
+  return block * weights.shape[2] + _first_exceeding(jnp.cumsum(inside, axis=1), target - before)
 
 
-def _first_exceeding(ends: Float[Array, "N R"], target: Float[Array, " R"]) -> Int[Array, " R"]:
+def _first_exceeding(ends: Float[Array, "R N"], target: Float[Array, " R"]) -> Int[Array, " R"]:
   """The first place whose running sum exceeds `target`, or the last place that adds anything."""
-  exceeds = ends > target
-  last_adding = jnp.argmax(ends, axis=0)  # the first place that already reaches the total
-  return jnp.where(exceeds.any(0), jnp.argmax(exceeds, axis=0), last_adding)
+  exceeds = ends > target[:, None]
+  last_adding = jnp.argmax(ends, axis=1)  # the first place that already reaches the total
+  return jnp.where(exceeds.any(1), jnp.argmax(exceeds, axis=1), last_adding)

@@ -1,7 +1,7 @@
 """Which prompt is computed when, and which row takes which slot.
 
-`Scheduler.run` narrates a round: compute prompts if slots stand empty and prompts wait, let rows
-take the free slots, give slots back that nobody will need again, and decode a few tokens. The same
+`Scheduler.run` narrates a round: have as many slots as there are rows for them, compute prompts if
+slots stand empty and prompts wait, let rows take the free slots, and decode a few tokens. The same
 requests are always scheduled in the same way, because nothing here looks at a clock; and a row does
 not notice how it was scheduled.
 
@@ -31,7 +31,7 @@ from pasmr_jax.rollout.requests import (
 )
 from pasmr_jax.rollout.sampling import Sampling, make_sampling
 
-_SMALLEST_SHARE = 8  # slots are never fewer than an eighth of those there were, to compile little
+_SMALLEST_SHARE = 8  # slots are never fewer than an eighth of those there may be, to compile little
 
 
 # What fills a batch of prompts.
@@ -122,12 +122,12 @@ class Scheduler:
   def run(self) -> None:
     """Serves what was added, and what the watch adds meanwhile."""
     while True:
+      self._resize()
       while self._prefill():
         pass
       self._begin()
       if not any(processes.global_maxima([self._alive()])):
         return
-      self._shrink()
       self._decode()
 
   def rollouts(self, number: int) -> Rollouts:
@@ -147,6 +147,35 @@ class Scheduler:
     return Rollouts(tokens, logprobs, drawn_logprobs, lengths, truncated)
 
   # A round, in order.
+
+  def _resize(self) -> None:
+    """Has fewer slots while rows are few, and more again when a watch has asked for more.
+
+    All of them, a half, a quarter or an eighth: so many that no row waits, and more than there are
+    now only if rows fill them all.
+    """
+    queued = sum(self.requests[number].samples for number in self.queue)
+    busy = [sum(row is not None for row in places) for places in self.places]
+    waiting = [sum(map(self._left, self._waiting(device))) for device in range(len(self.places))]
+    rows = max(map(sum, zip(busy, waiting, strict=True))) + -(-queued // len(self.places))
+    (rows,) = processes.global_maxima([rows])  # of the device that has most
+    now = target = len(self.places[0])
+    sizes = _sizes(self.layout.slots // meshes.row_parts(self.mesh))
+    if 0 < rows < now:
+      target = min(size for size in sizes if size >= rows)
+    elif rows > now:
+      target = max(size for size in sizes if size <= rows)
+    if target == now:
+      return
+    kept = []
+    for device, places in enumerate(self.places):
+      order = sorted(range(now), key=lambda slot, places=places: places[slot] is None)[:target]
+      free = target - len(order)
+      kept += [-1 if places[slot] is None else slot for slot in order] + [-1] * free
+      self.places[device] = [places[slot] for slot in order] + [None] * free
+    if self.slots is not None:
+      moved = meshes.shard_batch(np.array(kept, np.int32), self.mesh)
+      self.slots = programs.gather(self.slots, moved, config=self.config, mesh=self.mesh)
 
   def _prefill(self) -> bool:
     """Computes one batch of prompts if any process wants one.
@@ -181,9 +210,13 @@ class Scheduler:
   def _wanting(self) -> list[int]:
     """Free slots of each device beyond the rows that wait for them."""
     return [
-      places.count(None) - sum(self._left(one) for b in self.batches for one in b.waiting[device])
+      places.count(None) - sum(map(self._left, self._waiting(device)))
       for device, places in enumerate(self.places)
     ]
+
+  def _waiting(self, device: int) -> list[_Waiting]:
+    """Computed prompts of which samples are still to begin there."""
+    return [one for batch in self.batches for one in batch.waiting[device]]
 
   def _left(self, waiting: _Waiting) -> int:
     return self.requests[waiting.request].samples - waiting.sample
@@ -247,7 +280,7 @@ class Scheduler:
       self.slots = programs.empty(
         config=self.config,
         mesh=self.mesh,
-        rows=self.layout.slots,
+        rows=len(self.places[0]) * meshes.row_parts(self.mesh),
         length=self.layout.length,
         steps=self.layout.steps,
         max_stop_ids=batch.prompts.sampling.stop_ids.shape[-1],
@@ -266,25 +299,6 @@ class Scheduler:
 
   def _alive(self) -> bool:
     return any(row is not None for places in self.places for row in places)
-
-  def _shrink(self) -> None:
-    """Moves the last rows into half as many slots, or fewer, once nothing waits."""
-    most = max(sum(row is not None for row in places) for places in self.places)
-    waiting = len(self.queue) + len(self.batches)
-    most, waiting = processes.global_maxima([most, waiting])
-    now = target = len(self.places[0])
-    least = self.layout.slots // meshes.row_parts(self.mesh) // _SMALLEST_SHARE
-    while not waiting and target % 2 == 0 and target // 2 >= max(most, least, 1):
-      target //= 2
-    if target == now:
-      return
-    kept = []
-    for device, places in enumerate(self.places):
-      order = sorted(range(now), key=lambda slot, places=places: places[slot] is None)[:target]
-      self.places[device] = [places[slot] for slot in order]
-      kept += order
-    rows = meshes.shard_batch(np.array(kept, np.int32), self.mesh)
-    self.slots = programs.gather(self.slots, rows, config=self.config, mesh=self.mesh)
 
   def _decode(self) -> None:
     """Draws a few tokens for every row and sees which have ended."""
@@ -322,6 +336,14 @@ class Scheduler:
       ended = not seen.alive[place]
       for request in self.watch(row.request, row.sample, row.tokens, ended):
         self.add(request)
+
+
+def _sizes(slots: int) -> list[int]:
+  """How many slots a device may have: all, and halves of that as long as they divide."""
+  sizes = [slots]
+  while sizes[-1] % 2 == 0 and sizes[-1] * _SMALLEST_SHARE > slots:
+    sizes.append(sizes[-1] // 2)
+  return sizes
 
 
 def _stacked(samplings: Sequence[Sampling]) -> Sampling:

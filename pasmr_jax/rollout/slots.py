@@ -2,7 +2,7 @@
 
 Four programs work on them. `prefill` computes prompts once, `begin` lets samples of those prompts
 take free slots, `decode` draws a few tokens for every slot in a jitted `while_loop`, and `gather`
-moves the rows that go on into fewer slots. `engine.py` decides when.
+moves the rows that go on into fewer slots, or more. `engine.py` decides when.
 
 B slots, F prompts prefilled together, P their padded length, N rows that begin, T steps of one call
 of `decode`, V vocabulary. Rows are split over the mesh by their leading axis, and so are prompts: a
@@ -264,8 +264,8 @@ def decode(
 
 
 @functools.partial(jax.jit, static_argnames=("config", "mesh"))
-def gather(slots: Slots, rows: Int[Array, " B"], *, config: TransformerConfig, mesh: Mesh) -> Slots:
-  """The slots of `rows` alone, which counts from each device's first slot."""
+def gather(slots: Slots, rows: Int[Array, " N"], *, config: TransformerConfig, mesh: Mesh) -> Slots:
+  """Other slots with these rows, each counted from its device's first slot; -1 is a free slot."""
 
   def on_device(slots: Slots, rows) -> Slots:
     cache = slots.cache.replace(
@@ -279,7 +279,7 @@ def gather(slots: Slots, rows: Int[Array, " B"], *, config: TransformerConfig, m
       keys=slots.keys[rows],
       drawn=slots.drawn[rows],
       limits=slots.limits[rows],
-      alive=slots.alive[rows],
+      alive=slots.alive[rows] & (rows >= 0),
       sampling=jax.tree.map(lambda leaf: leaf[rows], slots.sampling),
     )
 

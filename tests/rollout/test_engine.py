@@ -293,6 +293,28 @@ def test_rows_that_go_on_alone_move_together(engine, params):
     np.testing.assert_allclose(found.logprobs, expected.logprobs, atol=1e-5)
 
 
+def test_slots_come_back_when_a_watch_asks_for_many_rows(engine, params):
+  """One response decodes in one slot a device; its 32 solutions get all slots."""
+  never = make_sampling(1.0, (63,))  # beyond the valid vocabulary
+  solutions = [_request(PROMPTS[1], str(n), samples=1, sampling=never) for n in range(32)]
+  first = _request(PROMPTS[0], "a", samples=1, sampling=never, max_new_tokens=8, watched=True)
+
+  def watch(request, sample, tokens, ended):
+    if len(tokens) != 4:
+      return []
+    return solutions
+
+  one = dataclasses.replace(engine, slots=32, refill_steps=4)
+  served = _serve(one, params, [first], watch)
+  # One slot a device until the solutions are asked for, eight while they are written; the response
+  # has one of these for 4 steps, and so the last solution ends 4 steps after the others.
+  assert served.usage.slot_steps == 4 * 4 + 32 * 24 + 4 * 4
+  alone = _serve(one, params, solutions)
+  for found, expected in zip(served.rollouts[1:], alone.rollouts, strict=True):
+    np.testing.assert_array_equal(found.tokens, expected.tokens)
+    np.testing.assert_allclose(found.logprobs, expected.logprobs, atol=1e-5)
+
+
 def test_one_device_equals_eight(params, rollouts):
   one = jax.sharding.Mesh(
     np.array(jax.devices()[:1]).reshape(1, 1),
