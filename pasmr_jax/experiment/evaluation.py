@@ -115,6 +115,7 @@ class Evaluator:
     english = ("en",) if evaluation.ask == "english_cot" else ()
     self._languages = _identifiable((*config.languages, config.pivot, *english))
     self._questions = {pool: self._limited(pool, limit) for pool, limit in limits.items()}
+    self._judged = self._to_judge()
 
   def _limited(self, pool: str, limit: int) -> list[Question]:
     """The first `limit` questions of each language (0 is all), those over-long left out."""
@@ -132,6 +133,17 @@ class Evaluator:
     limit = self.run.config.evaluation.max_prompt_length
     return self.run.fitting(questions, limit, pool, self._asking.prompt)
 
+  def _to_judge(self) -> list[Question]:
+    """Development questions on which labels are checked: SRL's own limit is on their prompts."""
+    config = self.run.config
+    count = config.evaluation.label_questions
+    if not count or "srl" not in config.stages or "development" not in self._questions:
+      return []
+    targets = [q for q in self._questions["development"] if q.language != config.pivot]
+    targets = self.run.fitting(targets, config.srl.max_prompt_length, "development")
+    # Every n-th, so that all languages are asked.
+    return targets[:: max(1, len(targets) // count)][:count]
+
   def development(self, state: TrainState, stage: Stage) -> dict[str, float]:
     """`development/...` metrics of a state in training."""
     params = self.engine.lay_out(merged(state.whole(), self.run.model.dtype))
@@ -142,11 +154,8 @@ class Evaluator:
       prefix = "" if way == "greedy" else f"{way}/"
       found |= {f"{prefix}{name}": value for name, value in summary.items()}
     del params
-    count = self.run.config.evaluation.label_questions
-    if count and isinstance(stage, SelfFeedbackStage):
-      targets = [question for question in questions if question.language != pivot]
-      # Every n-th, so that all languages are asked.
-      found |= judge_accuracy(stage, state, targets[:: max(1, len(targets) // count)][:count])
+    if self._judged and isinstance(stage, SelfFeedbackStage):
+      found |= judge_accuracy(stage, state, self._judged)
     return {f"development/{name}": value for name, value in found.items()}
 
   def test(self, stage: str) -> None:

@@ -9,11 +9,14 @@ import numpy as np
 import pytest
 
 from configs import tiny
-from pasmr_jax.experiment import setup, summary, validation
+from pasmr_jax.experiment import evaluation, setup, summary, validation
 from pasmr_jax.experiment.evaluation import Evaluator
 from pasmr_jax.experiment.items import to_line
+from pasmr_jax.learning.update import TrainState
 from pasmr_jax.parallel import processes
 from pasmr_jax.rollout.requests import Rollouts
+from pasmr_jax.stages.self_feedback import SelfFeedbackStage
+from pasmr_jax.text import prompts
 
 PARAMS = {"w": jnp.ones(3)}
 
@@ -468,3 +471,43 @@ def test_texts_are_not_judged_where_languages_cannot_be_told_apart(make, tmp_pat
   assert "languages of answers are not judged: " in capsys.readouterr().err
   evaluator.write(PARAMS, "x")
   assert "language/reasoning/de" not in _measures(tmp_path)["greedy"]
+
+
+def test_labels_are_checked_on_questions_that_self_feedback_may_be_asked(
+  folder, tmp_path, monkeypatch, capsys
+):
+  """Its prompts have a tighter limit than the evaluation's: longer ones are told, not met."""
+  config = _config(
+    **{
+      "tokenizer.path": str(folder / "tokenizer.model"),
+      "stages": ("base", "pam", "srl"),
+      "data.development": ("synthetic:12",),
+      "evaluation.development_questions": 12,
+      "evaluation.label_questions": 6,
+    }
+  )
+  run = setup.make_run(config, tmp_path, pools=("development",))
+  engine = ScriptedEngine(run.tokenizer, _pasmr(run.pools["development"]))
+  monkeypatch.setattr(setup.Run, "engine", lambda *_: engine)
+
+  def length(question):
+    return len(prompts.question_prompt(run.tokenizer, config.prompt.question, question.text))
+
+  lengths = sorted(length(q) for q in run.pools["development"] if q.language != "en")
+  limit = lengths[len(lengths) // 2]
+  assert lengths[0] < limit < lengths[-1]
+  config.srl.max_prompt_length = limit
+  evaluator, judged = Evaluator(run), []
+  assert f"with a prompt of more than {limit} tokens left out" in capsys.readouterr().err
+
+  def judge(stage, state, questions):
+    judged.extend(questions)
+    return {"label_accuracy": 0.5}
+
+  monkeypatch.setattr(evaluation, "judge_accuracy", judge)
+  state = TrainState(step=jnp.int32(0), params=PARAMS, opt_state=(), average=None)
+  found = evaluator.development(state, object.__new__(SelfFeedbackStage))
+  assert found["development/label_accuracy"] == 0.5
+  assert len(judged) == 6
+  assert {question.language for question in judged} == {"de", "bn"}
+  assert max(map(length, judged)) <= limit
