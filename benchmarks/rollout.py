@@ -208,14 +208,17 @@ def main() -> None:
   parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
   parser.add_argument("--out", type=pathlib.Path)
   parser.add_argument("--repeats", type=int, default=3)
+  parser.add_argument("--parts", nargs="*", choices=("plain", "srl"), default=["plain", "srl"])
   parser.add_argument("--srl_layers", type=int, default=2)
   arguments = parser.parse_args()
 
   mesh = make_mesh(-1, 1)
+  figures: dict[str, object] = {}
   with jax.set_mesh(mesh):
-    floor, workloads = plain(mesh, arguments.repeats)
-    workloads |= srl(mesh, arguments.repeats, arguments.srl_layers)
-  figures = {"floor_seconds_a_token": floor, "workloads": workloads}
+    if "plain" in arguments.parts:
+      figures["floor_seconds_a_token"], figures["plain"] = plain(mesh, arguments.repeats)
+    if "srl" in arguments.parts:
+      figures["srl"] = srl(mesh, arguments.repeats, arguments.srl_layers)
   device = jax.devices()[0].device_kind
   record.write(arguments.out, "benchmarks.rollout", device, figures)
 
