@@ -242,8 +242,8 @@ def _last_kept(
   Transactions on Mathematical Software 47:5, 2020) over their bit patterns, which for positive
   floats are in the order of the numbers: where a straight line says, a little towards the middle,
   and never slower than halving. It ends when the interval holds one id at most, or so little that
-  rounding of the sums is more. On a vocabulary of 262,144 that takes a row about a dozen passes, and
-  a batch as many as its slowest row.
+  rounding of the sums is more. On a vocabulary of 262,144 that takes a row about a dozen passes,
+  and a batch as many as its slowest row.
 
   Args:
     measure: of all ids whose weight is at least so much; falls as that rises.

@@ -152,30 +152,36 @@ class Scheduler:
     """Has fewer slots while rows are few, and more again when a watch has asked for more.
 
     All of them, a half, a quarter or an eighth: so many that no row waits, and more than there are
-    now only if rows fill them all.
+    now only if rows fill them all. One halving or doubling after the other: there is a program for
+    each, not for each pair of sizes, of which the last would be compiled hours after the start.
     """
     queued = sum(self.requests[number].samples for number in self.queue)
     busy = [sum(row is not None for row in places) for places in self.places]
     waiting = [sum(map(self._left, self._waiting(device))) for device in range(len(self.places))]
     rows = max(map(sum, zip(busy, waiting, strict=True))) + -(-queued // len(self.places))
     (rows,) = processes.global_maxima([rows])  # of the device that has most
-    now = target = len(self.places[0])
+    now = len(self.places[0])
     sizes = _sizes(self.layout.slots // meshes.row_parts(self.mesh))
     if 0 < rows < now:
-      target = min(size for size in sizes if size >= rows)
+      for size in sizes:
+        if rows <= size < now:
+          self._move(size)
     elif rows > now:
-      target = max(size for size in sizes if size <= rows)
-    if target == now:
-      return
+      for size in reversed(sizes):
+        if now < size <= rows:
+          self._move(size)
+
+  def _move(self, size: int) -> None:
+    """All rows into so many slots on each device, half of those there are or twice as many."""
     kept = []
     for device, places in enumerate(self.places):
-      order = sorted(range(now), key=lambda slot, places=places: places[slot] is None)[:target]
-      free = target - len(order)
-      kept += [-1 if places[slot] is None else slot for slot in order] + [-1] * free
-      self.places[device] = [places[slot] for slot in order] + [None] * free
+      order = sorted(range(len(places)), key=lambda slot, places=places: places[slot] is None)
+      free = max(0, size - len(places))
+      self.places[device] = [places[slot] for slot in order[:size]] + [None] * free
+      kept += [-1 if places[slot] is None else slot for slot in order[:size]] + [-1] * free
     if self.slots is not None:
-      moved = meshes.shard_batch(np.array(kept, np.int32), self.mesh)
-      self.slots = programs.gather(self.slots, moved, config=self.config, mesh=self.mesh)
+      rows = meshes.shard_batch(np.array(kept, np.int32), self.mesh)
+      self.slots = programs.gather(self.slots, rows, config=self.config, mesh=self.mesh)
 
   def _prefill(self) -> bool:
     """Computes one batch of prompts if any process wants one.
