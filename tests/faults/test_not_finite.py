@@ -81,7 +81,7 @@ def _rollout(**changes):
   """Two responses whose second half is learned from."""
   sequences = _batch().replace(weights=jnp.where(jnp.arange(8) < 4, 0.0, jnp.ones((2, 8))))
   drawn = jnp.full((2, 8), -3.0)
-  given = {name: drawn for name in ("sampler_logprobs", "old_logprobs", "reference_logprobs")}
+  given = dict.fromkeys(("sampler_logprobs", "old_logprobs", "reference_logprobs"), drawn)
   return losses.PolicyBatch(
     sequences=sequences, advantages=jnp.tile(jnp.array([[1.0], [-1.0]]), (1, 8)), **given | changes
   )
@@ -107,7 +107,7 @@ def test_a_log_probability_that_is_not_finite_is_skipped(learner, which, place, 
 
 def test_one_that_is_not_learned_from_does_not_matter(learner):
   broken = jnp.full((2, 8), -3.0).at[:, :4].set(-jnp.inf)
-  given = {name: broken for name in ("sampler_logprobs", "old_logprobs", "reference_logprobs")}
+  given = dict.fromkeys(("sampler_logprobs", "old_logprobs", "reference_logprobs"), broken)
   found, metrics = _update_policy(learner, _state(learner), _rollout(**given))
   expected, _ = _update_policy(learner, _state(learner), _rollout())
   assert metrics["skipped_updates"] == 0
