@@ -11,7 +11,7 @@ import signal
 import socket
 import subprocess
 import time
-from typing import Any, BinaryIO
+from typing import Any
 
 from benchmarks.faults import runs
 from pasmr_jax.experiment.metrics import without_measured
@@ -70,7 +70,8 @@ def _injured(
     "JAX_COORDINATOR_ADDRESS": f"127.0.0.1:{port}",
     "JAX_NUM_PROCESSES": "2",
   }
-  logs = [open(f"{workdir}.{place}.log", "w+b") for place in range(2)]  # noqa: SIM115
+  paths = [pathlib.Path(f"{workdir}.{place}.log") for place in range(2)]
+  logs = [path.open("wb") for path in paths]
   processes = [
     subprocess.Popen(
       command,
@@ -89,10 +90,10 @@ def _injured(
     processes[number].send_signal(fault)
     start = time.monotonic()
     code = processes[1 - number].wait(timeout=BOUND)
-    said = _read(logs[1 - number])
+    said = paths[1 - number].read_text("utf-8")
     while not _named(said, number) and time.monotonic() - start < BOUND:
       time.sleep(0.1)
-      said = _read(logs[1 - number])
+      said = paths[1 - number].read_text("utf-8")
     seconds = time.monotonic() - start
   finally:
     for process, log in zip(processes, logs, strict=True):
@@ -101,11 +102,6 @@ def _injured(
         process.wait()
       log.close()
   return seconds, code, said
-
-
-def _read(log: BinaryIO) -> str:
-  log.seek(0)
-  return log.read().decode()
 
 
 def _named(said: str, number: int) -> list[str]:
