@@ -51,7 +51,7 @@ def main() -> None:
       write(
         {
           "cpu_seconds": time.process_time(),
-          "host_kb": _resident_kb(),
+          **_host(),
           "device_bytes": _device_bytes(jax),
           "handles": len(os.listdir("/proc/self/fd")),
           "threads": threading.active_count(),
@@ -78,9 +78,14 @@ def place(metrics: pathlib.Path) -> dict[str, Any]:
   return {"stage": last["stage"], "step": last["step"]}
 
 
-def _resident_kb() -> int:
+def _host() -> dict[str, int]:
+  """Memory of the process's own, and with what it has of files: a system may take those back."""
   status = pathlib.Path("/proc/self/status").read_text("utf-8")
-  return int(next(line for line in status.splitlines() if line.startswith("VmRSS")).split()[1])
+  found = {line.partition(":")[0]: line.split()[1:2] for line in status.splitlines()}
+  return {
+    "host_kb": sum(int(found[name][0]) for name in ("RssAnon", "VmSwap")),
+    "resident_kb": int(found["VmRSS"][0]),
+  }
 
 
 def _device_bytes(jax: Any) -> int:

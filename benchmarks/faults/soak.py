@@ -74,6 +74,7 @@ def judged(
     "warm-up, steps": warm,
     "samples after it": len(samples),
     "host memory after it, MB, each tenth": _tenths(samples, "host_kb", 1e-3),
+    "with its files, MB": _tenths(samples, "resident_kb", 1e-3),
     "host memory, kB a step": round(slope(samples, "host_kb"), 4),
     "device memory after it, bytes, each tenth": _tenths(samples, "device_bytes"),
     "device memory, bytes a step": round(slope(samples, "device_bytes"), 3),
