@@ -268,19 +268,26 @@ class Scheduler:
     return any(row is not None for places in self.places for row in places)
 
   def _shrink(self) -> None:
-    """Moves the last rows into half as many slots, or fewer, once nothing waits."""
+    """Moves the last rows into half as many slots, or fewer, once nothing waits.
+
+    Halving by halving: there is one program for each, not one for each pair of sizes, of which the
+    last would be compiled when a run meets it by chance, hours after its start.
+    """
     most = max(sum(row is not None for row in places) for places in self.places)
     waiting = len(self.queue) + len(self.batches)
     most, waiting = processes.global_maxima([most, waiting])
-    now = target = len(self.places[0])
+    now = len(self.places[0])
     least = self.layout.slots // meshes.row_parts(self.mesh) // _SMALLEST_SHARE
-    while not waiting and target % 2 == 0 and target // 2 >= max(most, least, 1):
-      target //= 2
-    if target == now:
-      return
+    while not waiting and now % 2 == 0 and now // 2 >= max(most, least, 1):
+      self._halve()
+      now //= 2
+
+  def _halve(self) -> None:
+    """Half the slots, with all rows in them."""
+    now = len(self.places[0])
     kept = []
     for device, places in enumerate(self.places):
-      order = sorted(range(now), key=lambda slot, places=places: places[slot] is None)[:target]
+      order = sorted(range(now), key=lambda slot, places=places: places[slot] is None)[: now // 2]
       self.places[device] = [places[slot] for slot in order]
       kept += order
     rows = meshes.shard_batch(np.array(kept, np.int32), self.mesh)
