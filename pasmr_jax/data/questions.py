@@ -345,6 +345,9 @@ def _text(value: Any, where: str) -> str:
     text.encode()
   except UnicodeEncodeError as error:
     raise ValueError(f"{where}: {text[:60]!r} is no valid Unicode: {error.reason}") from error
+  if "\0" in text:  # left by a writer that was cut off; libraries in C end a text there
+    place = text.index("\0")
+    raise ValueError(f"{where}: found a NUL at character {place + 1}, expected text")
   return text
 
 

@@ -1,11 +1,13 @@
 """Files of a Hugging Face hub id: from the hub if it answers, else from the local cache.
 
 The hub's own client waits without a limit for a server that takes a connection and says nothing, so
-whether it answers is asked first.
+whether it answers is asked first. So does any client for one that sends a byte now and then: a
+thread asks, and is left behind.
 """
 
 import http.client
 import pathlib
+import threading
 import urllib.error
 import urllib.request
 from collections.abc import Sequence
@@ -50,11 +52,20 @@ def _silence() -> str:
   """Why the hub does not answer; '' if it does, whatever it says."""
   from huggingface_hub.constants import ENDPOINT
 
-  request = urllib.request.Request(f"{ENDPOINT}/api/models?limit=1", method="HEAD")
+  said: list[str] = []
+  asking = threading.Thread(target=lambda: said.append(_asked(ENDPOINT)), daemon=True)
+  asking.start()
+  asking.join(PATIENCE)
+  return said[0] if said else f"{ENDPOINT}: no answer within {PATIENCE:g} s"
+
+
+def _asked(endpoint: str) -> str:
+  """Why it does not answer, which may take for ever."""
+  request = urllib.request.Request(f"{endpoint}/api/models?limit=1", method="HEAD")
   try:
     urllib.request.urlopen(request, timeout=PATIENCE).close()
   except urllib.error.HTTPError as error:
     error.close()
   except (OSError, http.client.HTTPException) as error:
-    return f"{ENDPOINT}: {error}"
+    return f"{endpoint}: {error}"
   return ""

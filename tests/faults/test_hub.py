@@ -3,8 +3,10 @@
 A hub that answers wrongly needs a program of its own: `python -m benchmarks.faults hub`.
 """
 
+import contextlib
 import json
 import socket
+import threading
 import time
 
 import huggingface_hub.constants
@@ -18,13 +20,29 @@ from tests.faults.test_hostile_files import CONFIG
 pytestmark = pytest.mark.faults
 
 
-@pytest.fixture(params=["nobody listens", "a server that says nothing"])
+def _drip(server: socket.socket) -> None:
+  """Answers each caller a byte at a time, for ever: no wait for the next byte is long."""
+
+  def answer(caller: socket.socket) -> None:
+    with contextlib.suppress(OSError), caller:
+      while True:
+        caller.sendall(b"H")
+        time.sleep(0.05)
+
+  with contextlib.suppress(OSError):  # the server is closed
+    while True:
+      threading.Thread(target=answer, args=(server.accept()[0],), daemon=True).start()
+
+
+@pytest.fixture(params=["nobody listens", "a server that says nothing", "one byte at a time"])
 def dead(request, tmp_path, monkeypatch):
   """A hub that gives nothing, and an empty cache."""
   with socket.socket() as server:
     server.bind(("127.0.0.1", 0))
     if request.param != "nobody listens":
       server.listen()
+    if request.param == "one byte at a time":
+      threading.Thread(target=_drip, args=(server,), daemon=True).start()
     monkeypatch.setattr(
       huggingface_hub.constants, "ENDPOINT", f"http://127.0.0.1:{server.getsockname()[1]}"
     )
