@@ -8,14 +8,12 @@ import argparse
 import pathlib
 import shutil
 import signal
-import socket
-import subprocess
-import time
 from typing import Any
 
 from benchmarks.faults import runs
 from pasmr_jax.experiment.metrics import without_measured
 from tests import runs as test_runs
+from tests.faults import harness
 
 HANG_MINUTES = 0.5
 BOUND = 150.0  # seconds in which the other process must have ended and named the first
@@ -32,11 +30,13 @@ def run(folder: pathlib.Path, options: argparse.Namespace) -> dict[str, Any]:
   for number, fault in FAULTS:
     workdir = folder / f"two_{number}_{fault.name}"
     shutil.rmtree(workdir, ignore_errors=True)
-    seconds, code, said = _injured(runs.command(workdir, **changes), folder, workdir, number, fault)
-    named = _named(said, number)
+    seconds, code, said = harness.injured(
+      runs.command(workdir, **changes), runs.environment(folder), workdir, number, fault, BOUND
+    )
+    named = harness.named(said, number)
     runs.tell(f"process {number} {fault.name}: {code} and named after {seconds:.0f} s: {named}")
     assert named, said[-3000:]
-    assert not _named(said, 1 - number), said[-3000:]
+    assert not harness.named(said, 1 - number), said[-3000:]
     assert code != 0
     test_runs.run_two_processes(runs.command(workdir, **calm), runs.environment(folder), 900)
     found, expected = (
@@ -56,53 +56,3 @@ def run(folder: pathlib.Path, options: argparse.Namespace) -> dict[str, Any]:
       }
     )
   return {"faults": seen}
-
-
-def _injured(
-  command: list[str], folder: pathlib.Path, workdir: pathlib.Path, number: int, fault: int
-) -> tuple[float, int, str]:
-  """What the process that was left alone does: seconds until it had ended and named the other
-  (at most BOUND), its exit code and what it said."""
-  with socket.socket() as free:
-    free.bind(("127.0.0.1", 0))
-    port = free.getsockname()[1]
-  environment = runs.environment(folder) | {
-    "JAX_COORDINATOR_ADDRESS": f"127.0.0.1:{port}",
-    "JAX_NUM_PROCESSES": "2",
-  }
-  paths = [pathlib.Path(f"{workdir}.{place}.log") for place in range(2)]
-  logs = [path.open("wb") for path in paths]
-  processes = [
-    subprocess.Popen(
-      command,
-      env=environment | {"JAX_PROCESS_ID": str(place)},
-      cwd=test_runs.ROOT,
-      stdout=logs[place],
-      stderr=subprocess.STDOUT,
-    )
-    for place in range(2)
-  ]
-  try:
-    metrics = workdir / "metrics.jsonl"
-    while not (metrics.exists() and metrics.read_bytes().count(b"\n") >= 9):
-      assert all(process.poll() is None for process in processes), "a process ended too early"
-      time.sleep(0.05)
-    processes[number].send_signal(fault)
-    start = time.monotonic()
-    code = processes[1 - number].wait(timeout=BOUND)
-    said = paths[1 - number].read_text("utf-8")
-    while not _named(said, number) and time.monotonic() - start < BOUND:
-      time.sleep(0.1)
-      said = paths[1 - number].read_text("utf-8")
-    seconds = time.monotonic() - start
-  finally:
-    for process, log in zip(processes, logs, strict=True):
-      if process.poll() is None:
-        process.kill()
-        process.wait()
-      log.close()
-  return seconds, code, said
-
-
-def _named(said: str, number: int) -> list[str]:
-  return [line for line in said.splitlines() if line.startswith(f"process {number} (")]

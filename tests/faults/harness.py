@@ -4,6 +4,7 @@ import math
 import pathlib
 import signal
 import subprocess
+import time
 from collections.abc import Sequence
 
 import numpy as np
@@ -44,6 +45,68 @@ def interrupted(command: Sequence[str], environment: dict[str, str]) -> subproce
     timeout=1200,
     check=False,
   )
+
+
+def injured(
+  command: Sequence[str],
+  environment: dict[str, str],
+  workdir: pathlib.Path,
+  number: int,
+  fault: int,
+  bound: float,
+  lines: int = 9,
+) -> tuple[float, int, str]:
+  """Two processes of one run, one of which gets a signal once there are some lines of metrics.
+
+  Args:
+    command: both processes'.
+    environment: the same.
+    workdir: of the run; what each process says is written beside it.
+    number: of the process that gets the signal.
+    fault: the signal.
+    bound: seconds in which the other must have ended and named it.
+    lines: how many.
+
+  Returns:
+    Seconds until the other one had ended and named it, its exit code, and what it said.
+  """
+  paths = [pathlib.Path(f"{workdir}.{place}.log") for place in range(2)]
+  logs = [path.open("wb") for path in paths]
+  environment = environment | runs.two_processes()
+  processes = [
+    subprocess.Popen(
+      command,
+      env=environment | {"JAX_PROCESS_ID": str(place)},
+      cwd=runs.ROOT,
+      stdout=log,
+      stderr=subprocess.STDOUT,
+    )
+    for place, log in enumerate(logs)
+  ]
+  other = 1 - number
+  try:
+    metrics = workdir / "metrics.jsonl"
+    while not (metrics.exists() and metrics.read_bytes().count(b"\n") >= lines):
+      assert all(process.poll() is None for process in processes), "a process ended too early"
+      time.sleep(0.05)
+    processes[number].send_signal(fault)
+    start = time.monotonic()
+    code = processes[other].wait(timeout=bound)
+    while not named(said := paths[other].read_text("utf-8"), number):
+      assert time.monotonic() - start < bound, said[-3000:]
+      time.sleep(0.1)
+    seconds = time.monotonic() - start
+  finally:
+    for process, log in zip(processes, logs, strict=True):
+      process.kill()
+      process.wait()
+      log.close()
+  return seconds, code, said
+
+
+def named(said: str, number: int) -> list[str]:
+  """The lines by which a process says that another is lost."""
+  return [line for line in said.splitlines() if line.startswith(f"process {number} (")]
 
 
 def tensorboard(folder: pathlib.Path) -> list[tuple[str, int, float]]:
