@@ -1,12 +1,14 @@
 """A long run of self-feedback: nothing grows, nothing is compiled anew, saving takes no time.
 
-The first quarter of the steps is warm-up. Slopes are least-squares fits over the other three. The
-machine may have been busy with something else, or the run suspended: time is compared by medians of
-tenths of the steps, and by processor time. What a save costs is what it blocks, and what the steps
-take longer that are made while it goes on in the background.
+The first quarter of the steps is warm-up; the other three are cut into tenths. Samples are taken at
+any moment of a step, so that what is held all the time is the least of a tenth; a slope is the
+median of those between any two tenths. The machine may have been busy with something else, or the
+run suspended: time is compared by medians, and by processor time. What a save costs is what it
+blocks, and what the step takes longer that is made while it goes on in the background.
 """
 
 import argparse
+import itertools
 import pathlib
 import statistics
 import subprocess
@@ -73,13 +75,13 @@ def judged(
     "steps": len(lines),
     "warm-up, steps": warm,
     "samples after it": len(samples),
-    "host memory after it, MB, each tenth": _tenths(samples, "host_kb", 1e-3),
-    "with its files, MB": _tenths(samples, "resident_kb", 1e-3),
-    "host memory, kB a step": round(slope(samples, "host_kb"), 4),
-    "device memory after it, bytes, each tenth": _tenths(samples, "device_bytes"),
+    "host memory, kB, least of each tenth": _least(samples, "host_kb"),
+    "host memory, kB a step": round(slope(samples, "host_kb"), 3),
+    "with what it has of files, kB": _least(samples, "resident_kb"),
+    "device memory, bytes, least of each tenth": _least(samples, "device_bytes"),
     "device memory, bytes a step": round(slope(samples, "device_bytes"), 3),
-    "handles after it, least and most": _range(samples, "handles"),
-    "threads after it, least and most": _range(samples, "threads"),
+    "handles, least of each tenth": _least(samples, "handles"),
+    "threads, least of each tenth": _least(samples, "threads"),
     "last step of self-feedback at which something was compiled": max(compiled, default=0),
     "traced or compiled after it": events,
   }
@@ -101,25 +103,25 @@ def judged(
 
 
 def slope(samples: Sequence[dict[str, Any]], name: str) -> float:
-  """Growth a step."""
-  steps = np.array([sample["step"] for sample in samples], float)
-  return float(np.polyfit(steps, np.array([float(s[name]) for s in samples]), 1)[0])
+  """Growth a step of what is held all the time."""
+  least = _least(samples, name)
+  steps = [float(np.mean([s["step"] for s in part])) for part in _tenths(samples)]
+  pairs = itertools.combinations(zip(steps, least, strict=True), 2)
+  return statistics.median((b[1] - a[1]) / (b[0] - a[0]) for a, b in pairs)
 
 
-def _tenths(samples: Sequence[dict[str, Any]], name: str, factor: float = 1) -> list[float]:
-  parts = np.array_split(np.array([sample[name] for sample in samples]) * factor, 10)
-  return [round(float(np.median(part)), 1) for part in parts]
-
-
-def _range(samples: Sequence[dict[str, Any]], name: str) -> list[int]:
-  values = [sample[name] for sample in samples]
-  return [min(values), max(values)]
+def _least(samples: Sequence[dict[str, Any]], name: str) -> list[int]:
+  return [min(sample[name] for sample in part) for part in _tenths(samples)]
 
 
 def _flat(samples: Sequence[dict[str, Any]], name: str) -> bool:
-  """Whether the second half never has more than the first had at its most, and has no less room."""
-  half = len(samples) // 2
-  return _range(samples[half:], name)[1] <= _range(samples[:half], name)[1]
+  least = _least(samples, name)
+  return max(least[5:]) <= max(least[:5])
+
+
+def _tenths(samples: Sequence[dict[str, Any]]) -> list[list[dict[str, Any]]]:
+  cuts = np.linspace(0, len(samples), 11).astype(int)
+  return [list(samples[first:last]) for first, last in itertools.pairwise(cuts)]
 
 
 def _times(
@@ -127,10 +129,9 @@ def _times(
 ) -> dict[str, Any]:
   """A step's time by the clock and by the processor, and what there was to do in it."""
   tokens = [line["response_length"] for line in lines]
-  parts = np.array_split(np.arange(len(samples)), 10)
   spent = []
-  for part in parts:
-    first, last = samples[part[0]], samples[part[-1]]
+  for part in _tenths(samples):
+    first, last = part[0], part[-1]
     spent.append(
       (last["cpu_seconds"] - first["cpu_seconds"]) / max(last["step"] - first["step"], 1)
     )
