@@ -1,6 +1,6 @@
 """A long run of self-feedback: nothing grows, nothing is compiled anew, saving takes no time.
 
-The first quarter of the steps is warm-up; the other three are cut into tenths. Samples are taken at
+The first half of the steps is warm-up; the other one is cut into tenths. Samples are taken at
 any moment of a step, so that what is held all the time is the least of a tenth; a slope is the
 median of those between any two tenths. The machine may have been busy with something else, or the
 run suspended: time is compared by medians, and by processor time. What a save costs is what it
@@ -22,7 +22,7 @@ from tests import runs as test_runs
 
 OBSERVED = pathlib.Path(__file__).with_name("observed.py")
 EVERY = 50  # steps between checkpoints
-PERIOD = 2  # seconds between samples
+PERIOD = 1  # seconds between samples
 
 # What is called flat. A step's arrays are 200 kB, its texts 20: one of them kept a step would show.
 HOST_KB_A_STEP = 2.0
@@ -65,7 +65,7 @@ def judged(
   Raises:
     AssertionError: a promise was not kept; what was seen is in the message.
   """
-  warm = steps // 4
+  warm = steps // 2
   # After the last step come the tests, with other shapes.
   later = [s for s in observed if s["stage"] == "srl" and warm <= s["step"] < steps]
   samples = [s for s in later if "event" not in s]
