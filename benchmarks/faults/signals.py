@@ -23,7 +23,7 @@ PLACES = (
   ("metrics.jsonl", 9, signal.SIGINT),
   ("results/base", 1, signal.SIGTERM),
   ("checkpoints/", 240, signal.SIGTERM),  # of self-feedback
-  ("results/srl", 2, signal.SIGINT),
+  ("results/srl", 1, signal.SIGINT),
 )
 NOTICES = (9,)  # lines of metrics after which the notice is given
 TWICE = ((signal.SIGINT, signal.SIGTERM),)
