@@ -30,16 +30,16 @@ def snapshot(path: str, patterns: Sequence[str]) -> pathlib.Path:
   import huggingface_hub
   from huggingface_hub.errors import HfHubHTTPError, HFValidationError, RevisionResolutionError
 
-  silence = "" if huggingface_hub.is_offline_mode() else _silence()
+  silent = silence()
   try:
     folder = huggingface_hub.snapshot_download(
       name,
       revision=revision or None,
       allow_patterns=list(patterns),
-      local_files_only=bool(silence),
+      local_files_only=bool(silent),
     )
   except (OSError, HfHubHTTPError, HFValidationError, RevisionResolutionError) as error:
-    reason = silence or f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}"
+    reason = silent or f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}"
     raise FileNotFoundError(
       f"{path}: the hub does not give this snapshot and the local cache has not all of it"
       f" ({reason}); check its name and revision, the network and your token, or name a folder that"
@@ -48,10 +48,13 @@ def snapshot(path: str, patterns: Sequence[str]) -> pathlib.Path:
   return pathlib.Path(folder)
 
 
-def _silence() -> str:
-  """Why the hub does not answer; '' if it does, whatever it says."""
+def silence() -> str:
+  """Why the hub does not answer; '' if it does, whatever it says, or if it is not to be asked."""
+  import huggingface_hub
   from huggingface_hub.constants import ENDPOINT
 
+  if huggingface_hub.is_offline_mode():
+    return ""
   said: list[str] = []
   asking = threading.Thread(target=lambda: said.append(_asked(ENDPOINT)), daemon=True)
   asking.start()
