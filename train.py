@@ -19,7 +19,7 @@ from pasmr_jax.experiment import summary, validation
 from pasmr_jax.experiment.checkpoint import Checkpoints
 from pasmr_jax.experiment.evaluation import Evaluator
 from pasmr_jax.experiment.metrics import Metrics, Timer
-from pasmr_jax.experiment.reliability import exits, identity, record, recovery
+from pasmr_jax.experiment.reliability import exits, identity, record, recovery, weights
 from pasmr_jax.experiment.reliability.guard import GuardError, StageGuard
 from pasmr_jax.experiment.reliability.lock import only_one
 from pasmr_jax.experiment.reliability.stopping import Stopped, Stopping
@@ -126,7 +126,7 @@ def main(_):
       for warning in recovery.recover(workdir / "checkpoints" / name):
         say(warning)
     run = make_run(config, workdir)
-    now = identity.make_identity(config, run.pools, run.tokenizer)
+    now = identity.make_identity(config, run.pools, run.tokenizer, weights.weights_checksum(config))
     for change in identity.check_changes(workdir, now, FORCE.value):
       say(change)
     record.write_record(workdir, now, run.mesh)

@@ -86,15 +86,17 @@ def run(command: list[str], environment: dict) -> subprocess.CompletedProcess:
   )
 
 
-def run_two_processes(command: list[str], environment: dict, timeout: float = 900) -> list[str]:
-  """What each of two processes that know of each other printed; both must end well."""
+def two_processes() -> dict[str, str]:
+  """By what two processes know of each other, besides their numbers; another one at each call."""
   with socket.socket() as free:
     free.bind(("127.0.0.1", 0))
     port = free.getsockname()[1]
-  environment = environment | {
-    "JAX_COORDINATOR_ADDRESS": f"127.0.0.1:{port}",
-    "JAX_NUM_PROCESSES": "2",
-  }
+  return {"JAX_COORDINATOR_ADDRESS": f"127.0.0.1:{port}", "JAX_NUM_PROCESSES": "2"}
+
+
+def run_two_processes(command: list[str], environment: dict, timeout: float = 900) -> list[str]:
+  """What each of two processes that know of each other printed; both must end well."""
+  environment = environment | two_processes()
   processes = [
     subprocess.Popen(
       command,

@@ -2,11 +2,13 @@
 
 import pathlib
 import shutil
+import signal
 
 import pytest
 
 from pasmr_jax.experiment.metrics import without_measured
 from tests import runs
+from tests.faults import harness
 
 pytestmark = [pytest.mark.slow, pytest.mark.long]
 
@@ -63,6 +65,22 @@ def test_two_processes_learn_what_one_does(whole):
   assert len([line for line in _learned(one) if "loss" in line]) == STEPS
   _assert_close(_learned(two), _learned(one))
   assert any(line.get("policy_loss") for line in _learned(one))
+
+
+@pytest.mark.faults
+@pytest.mark.parametrize("number", [0, 1])  # JAX's service, without which all are aborted, is 0's
+def test_one_that_is_killed_is_named_by_the_other_and_both_go_on(whole, compiled, tmp_path, number):
+  start, _, two = whole
+  workdir, environment = tmp_path / "killed", runs.environment(compiled, devices=4)
+  command = _command(start, workdir)
+  killed = harness.injured(command, environment, workdir, number, signal.SIGKILL, 120, lines=6)
+  _, code, said = killed
+  assert code != 0
+  assert "was killed" in harness.named(said, number)[0]
+  assert harness.named(said, 1 - number) == []
+  _two_processes(command, compiled)
+  assert _learned(workdir) == _learned(two)
+  runs.assert_same_checkpoint(workdir, two, "srl")
 
 
 @pytest.mark.parametrize("go_on", [_one_process, _two_processes])

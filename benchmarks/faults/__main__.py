@@ -1,7 +1,7 @@
 """Campaigns of injected faults: longer than what runs with the tests, and seeded.
 
     python -m benchmarks.faults kills --kills=25 --output=faults.json
-    python -m benchmarks.faults disk | processes | collapse | hub
+    python -m benchmarks.faults signals | disk | processes | collapse | hub
     python -m benchmarks.faults fuzz --seconds=600      # atheris where it is installed
     python -m benchmarks.faults soak --steps=2000       # also the time to save
 
@@ -17,7 +17,7 @@ import sys
 import tempfile
 import time
 
-CAMPAIGNS = ("kills", "disk", "processes", "collapse", "hub", "fuzz", "soak")
+CAMPAIGNS = ("kills", "signals", "disk", "processes", "collapse", "hub", "fuzz", "soak")
 
 
 def main() -> None:

@@ -44,12 +44,17 @@ def run(folder: pathlib.Path, options: argparse.Namespace) -> dict[str, Any]:
       runs.tell(f"kill {len(kills)}: {kills[-1]}")
     harness.assert_same_run(workdir, whole)
     ends += 1
-  others = _evaluation(whole, rng, environment) + _export(folder, whole, rng, environment)
+  others = _evaluation(whole, environment) + _export(folder, whole, rng, environment)
   return {
     "kills": len(kills),
     "runs that ended, each equal to the undisturbed one": ends,
     "kills by what was being written": dict(
       collections.Counter(moment.partition(" ")[2].split("/")[0].split(" ")[0] for moment in kills)
+    ),
+    "kills by stage": dict(
+      collections.Counter(
+        next((stage for stage in harness.STAGES if stage in moment), "any") for moment in kills
+      )
     ),
     "moments": kills,
     "kills of eval.py and export.py": others,
@@ -65,8 +70,16 @@ def _doomed(command: list[str], workdir: pathlib.Path, rng: random.Random) -> li
   return harness.doomed(command, workdir, rng.randint(1, most), pattern=kind, delay=delay)
 
 
-def _evaluation(whole: pathlib.Path, rng: random.Random, environment: dict[str, str]) -> list[str]:
-  """eval.py on the last checkpoint, killed three times; its answers are those of the run's test."""
+def _evaluation(whole: pathlib.Path, environment: dict[str, str]) -> list[str]:
+  """eval.py on the last checkpoint, killed three times: what it leaves is as of one never killed.
+
+  Its answers are also those of the run's own test.
+  """
+  results = whole / "results"
+  runs.completed(runs.command(whole, "eval.py"), environment)
+  expected = {path.name: path.read_bytes() for path in results.glob("eval*")}
+  assert expected["eval_srl_4_greedy.jsonl"] == (results / "srl_greedy.jsonl").read_bytes()
+  _remove(results)
   for number in range(1, 4):
     command = runs.command(whole, "eval.py")
     ended = harness.interrupted(
@@ -74,14 +87,15 @@ def _evaluation(whole: pathlib.Path, rng: random.Random, environment: dict[str, 
     )
     assert ended.returncode == -signal.SIGKILL, ended.stderr[-2000:]
   runs.completed(runs.command(whole, "eval.py"), environment)
-  results = whole / "results"
-  assert (results / "eval_srl_4_greedy.jsonl").read_bytes() == (
-    results / "srl_greedy.jsonl"
-  ).read_bytes()
+  assert {path.name: path.read_bytes() for path in results.glob("eval*")} == expected
   assert not list(results.glob("*.partial*"))
+  _remove(results)
+  return ["eval.py: 3"]
+
+
+def _remove(results: pathlib.Path) -> None:
   for path in results.glob("eval*"):
     path.unlink()
-  return ["eval.py: 3"]
 
 
 def _export(

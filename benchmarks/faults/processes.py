@@ -1,20 +1,23 @@
-"""One of two processes is killed or hangs: the other ends and says who it was, and both resume."""
+"""One of two processes is killed or hangs: the other ends and says who it was, and both resume.
+
+Process 0 is the one whose JAX service all others report to: without it they are aborted, and their
+witnesses say why (reliability/witness.py).
+"""
 
 import argparse
-import os
 import pathlib
+import shutil
 import signal
-import socket
-import subprocess
-import time
 from typing import Any
 
 from benchmarks.faults import runs
 from pasmr_jax.experiment.metrics import without_measured
 from tests import runs as test_runs
+from tests.faults import harness
 
 HANG_MINUTES = 0.5
-BOUND = 150.0  # seconds in which the other process must have ended
+BOUND = 150.0  # seconds in which the other process must have ended and named the first
+FAULTS = ((1, signal.SIGKILL), (0, signal.SIGKILL), (1, signal.SIGSTOP), (0, signal.SIGSTOP))
 
 
 def run(folder: pathlib.Path, options: argparse.Namespace) -> dict[str, Any]:
@@ -24,14 +27,17 @@ def run(folder: pathlib.Path, options: argparse.Namespace) -> dict[str, Any]:
   if not (whole / "results" / "srl.json").exists():
     test_runs.run_two_processes(runs.command(whole, **calm), runs.environment(folder), 900)
   seen = []
-  for number, fault in ((1, signal.SIGKILL), (0, signal.SIGKILL), (1, signal.SIGSTOP)):
+  for number, fault in FAULTS:
     workdir = folder / f"two_{number}_{fault.name}"
-    seconds, code, said = _injured(runs.command(workdir, **changes), folder, workdir, number, fault)
-    named = [line for line in said.splitlines() if line.startswith(f"process {number} (")]
-    runs.tell(f"process {number} {fault.name}: the other ended after {seconds:.0f} s: {named}")
-    assert seconds < BOUND
-    assert code != 0
+    shutil.rmtree(workdir, ignore_errors=True)
+    seconds, code, said = harness.injured(
+      runs.command(workdir, **changes), runs.environment(folder), workdir, number, fault, BOUND
+    )
+    named = harness.named(said, number)
+    runs.tell(f"process {number} {fault.name}: {code} and named after {seconds:.0f} s: {named}")
     assert named, said[-3000:]
+    assert not harness.named(said, 1 - number), said[-3000:]
+    assert code != 0
     test_runs.run_two_processes(runs.command(workdir, **calm), runs.environment(folder), 900)
     found, expected = (
       [without_measured(line) for line in test_runs.read_lines(one / "metrics.jsonl")]
@@ -44,52 +50,9 @@ def run(folder: pathlib.Path, options: argparse.Namespace) -> dict[str, Any]:
       {
         "process": number,
         "fault": fault.name,
-        "the other ended after seconds": round(seconds, 1),
-        "exit code": code,
+        "the other ended and had named it after seconds": round(seconds, 1),
+        "its exit code": code,
         "said": named[0],
       }
     )
   return {"faults": seen}
-
-
-def _injured(
-  command: list[str], folder: pathlib.Path, workdir: pathlib.Path, number: int, fault: int
-) -> tuple[float, int, str]:
-  """Seconds until the process that was left alone ended, its exit code and what it said."""
-  with socket.socket() as free:
-    free.bind(("127.0.0.1", 0))
-    port = free.getsockname()[1]
-  environment = runs.environment(folder) | {
-    "JAX_COORDINATOR_ADDRESS": f"127.0.0.1:{port}",
-    "JAX_NUM_PROCESSES": "2",
-  }
-  logs = [open(f"{workdir}.{place}.log", "w+b") for place in range(2)]  # noqa: SIM115
-  processes = [
-    subprocess.Popen(
-      command,
-      env=environment | {"JAX_PROCESS_ID": str(place)},
-      cwd=test_runs.ROOT,
-      stdout=logs[place],
-      stderr=subprocess.STDOUT,
-    )
-    for place in range(2)
-  ]
-  try:
-    metrics = workdir / "metrics.jsonl"
-    while not (metrics.exists() and metrics.read_bytes().count(b"\n") >= 9):
-      assert all(process.poll() is None for process in processes), "a process ended too early"
-      time.sleep(0.05)
-    processes[number].send_signal(fault)
-    start = time.monotonic()
-    code = processes[1 - number].wait(timeout=600)
-    seconds = time.monotonic() - start
-  finally:
-    for process in processes:
-      if process.poll() is None:
-        os.kill(process.pid, signal.SIGKILL)
-        process.wait()
-  logs[1 - number].seek(0)
-  said = logs[1 - number].read().decode()
-  for log in logs:
-    log.close()
-  return seconds, code, said

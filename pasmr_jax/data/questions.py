@@ -25,6 +25,7 @@ import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
+from pasmr_jax.text import hub
 from pasmr_jax.text.languages import LANGUAGES
 from pasmr_jax.text.languages import language as language_of
 
@@ -302,10 +303,17 @@ def _huggingface_rows(
   import datasets
 
   where = f"{path} ({subset or 'default'}, {split})"
+  silent = "" if os.path.exists(path) else hub.silence()
+  offline = datasets.config.HF_HUB_OFFLINE
   try:
+    # `datasets` waits long for a hub that does not answer; what it has of it is in its cache.
+    datasets.config.HF_HUB_OFFLINE = offline or bool(silent)
     rows = datasets.load_dataset(path, subset, split=split)
   except (OSError, ValueError) as error:
-    raise ValueError(f"{where}: datasets cannot load it: {error}") from error
+    reason = f" ({silent})" if silent else ""
+    raise ValueError(f"{where}: datasets cannot load it: {error}{reason}") from error
+  finally:
+    datasets.config.HF_HUB_OFFLINE = offline
   missing = [column for column in columns.values() if column not in rows.column_names]
   if missing:
     raise ValueError(f"{where}: no column {missing[0]!r}; it has {', '.join(rows.column_names)}")
@@ -345,6 +353,9 @@ def _text(value: Any, where: str) -> str:
     text.encode()
   except UnicodeEncodeError as error:
     raise ValueError(f"{where}: {text[:60]!r} is no valid Unicode: {error.reason}") from error
+  if "\0" in text:  # left by a writer that was cut off; libraries in C end a text there
+    place = text.index("\0")
+    raise ValueError(f"{where}: found a NUL at character {place + 1}, expected text")
   return text
 
 

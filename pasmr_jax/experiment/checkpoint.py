@@ -177,6 +177,7 @@ class Checkpoints:
       "progress": dataclasses.asdict(progress),
       "model": dataclasses.asdict(model),
       "adapters": _adapters(state),
+      "metric": metric,  # also where Orbax reads it, which is not sealed
       "sealed": True,
     }
     if self._identity is not None:

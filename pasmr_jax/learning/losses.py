@@ -95,7 +95,8 @@ def policy_loss(
   - sum w [ m min(rho A, clip(rho, 1 - clip_low, 1 + clip_high) A) - kl_coef KL ]
 
   with rho = exp(log p - old log p) and m = min(exp(old - sampler), importance_cap), the truncated
-  importance weight between learner and sampler, held constant.
+  importance weight between learner and sampler, held constant. A log-probability that is not finite
+  makes the loss NaN: the cap would hide an infinite m, and its token would be learned from.
 
   Returns:
     The loss and its parts: sums weighted by `weights` (so that microbatches add up), except the two
@@ -116,6 +117,9 @@ def policy_loss(
     divergence = kl_divergence(logprobs, batch.reference_logprobs, settings.kl_estimator)
     divergence = jnp.where(active, divergence, 0.0)
   loss = -(weights * (importance * surrogate - settings.kl_coef * divergence)).sum()
+  given = (logprobs, batch.old_logprobs, batch.sampler_logprobs, batch.reference_logprobs)
+  finite = [jnp.isfinite(jnp.where(active, one, 0.0)).all() for one in given if one is not None]
+  loss = jnp.where(jnp.stack(finite).all(), loss, jnp.nan)
   parts = {
     "kl": (weights * divergence).sum(),
     "clip_share": (weights * (clipped != ratio)).sum(),

@@ -222,6 +222,8 @@ class _Parser:
   def argument(self) -> Sum:
     """One {group}, or the single digit or token after a macro: \\frac12, \\sqrt2."""
     kind, value = self.peek()
+    if kind == "number" and "." in value:
+      raise NotUnderstood("decimal without braces")
     if kind == "number" and len(value) > 1:
       self.tokens[self.position : self.position + 1] = [("number", digit) for digit in value]
     if kind == "mark" and value == "-":

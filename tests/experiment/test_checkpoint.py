@@ -64,6 +64,21 @@ def test_parameters_alone_to_another_layout(state, tmp_path):
   assert params["embedding"].sharding.mesh.shape["fsdp"] == 8
 
 
+def test_a_whole_state_to_more_devices_and_another_mesh(state, tmp_path):
+  checkpoints = _open(tmp_path)
+  checkpoints.save(_at(state, 5), DATA, Progress(), MODEL, None)
+  checkpoints.wait()
+  for mesh in (make_mesh(8, 1), make_mesh(1, 2, devices=jax.devices()[:2])):
+    shardings = param_shardings(MODEL, mesh, rules.TRAINING)
+    params = jax.jit(lambda: init_params(MODEL, jax.random.key(4)), out_shardings=shardings)()
+    other = Learner(MODEL, optax.adamw(1e-3), valid_vocab=32).init(params, average=True)
+    restored, data, _ = _open(tmp_path).restore(other, MODEL)
+    assert data == DATA
+    for a, b, laid_out in zip(*map(jax.tree.leaves, (restored, _at(state, 5), other)), strict=True):
+      np.testing.assert_array_equal(a, b)
+      assert a.sharding.is_equivalent_to(laid_out.sharding, a.ndim)
+
+
 def test_the_newest_and_the_best_are_kept_also_after_a_restart(state, tmp_path):
   metrics = {1: 0.1, 2: 0.9, 3: None, 4: 0.3}
   checkpoints = _open(tmp_path, keep=2)

@@ -1,5 +1,6 @@
 """Damaged checkpoints: found by checksum, put aside, and the one before them is used."""
 
+import dataclasses
 import pathlib
 import random
 import shutil
@@ -97,6 +98,42 @@ def test_each_damage_to_each_file_is_found_and_the_previous_checkpoint_used(work
     (newest / file).write_bytes(whole)
   checksums._SOUND.clear()
   assert recover(_folder(workdir)) == []
+
+
+UNSEALED = ("metrics/metrics", "_CHECKPOINT_METADATA", "commit_success.txt")
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+@pytest.mark.parametrize("name", UNSEALED)
+def test_damage_to_a_file_outside_the_seal_is_found_or_does_not_matter(
+  workdir, state, damage, name
+):
+  newest = _folder(workdir) / "9"
+  sealed = {path.relative_to(newest).as_posix() for path in _sealed_files(workdir)}
+  found = {path.relative_to(newest).as_posix() for path in newest.rglob("*") if path.is_file()}
+  # Those, and the empty files by which Orbax says that an item is complete, are all there are.
+  assert {one for one in found - sealed if not one.endswith("/commit_success.txt")} == set(UNSEALED)
+  if (newest / name).stat().st_size == 0 and damage in ("flipped", "truncated", "emptied"):
+    return
+  DAMAGES[damage](newest / name)
+  warnings = recover(_folder(workdir))
+  expected = 5 if warnings else 9
+  assert (name == "metrics/metrics") == bool(warnings)
+  with _open(workdir) as checkpoints:
+    restored, data, _ = checkpoints.restore(state, MODEL)
+    assert (int(restored.step), data) == (expected, {"position": expected})
+    assert float(restored.params["embedding"][0, 0]) == expected
+    assert checkpoints.find("best") == expected
+
+
+def test_a_checkpoint_whose_arrays_are_of_another_size_than_it_says_is_refused(tmp_path, state):
+  other = dataclasses.replace(MODEL, mlp_dim=64)
+  params = jax.jit(lambda key: init_params(other, key))(jax.random.key(3))
+  larger = Learner(other, optax.adamw(1e-3), valid_vocab=32).init(params)
+  with _open(tmp_path) as checkpoints:
+    checkpoints.save(larger.replace(step=jnp.int32(1)), {}, Progress(), MODEL, None)
+  with _open(tmp_path) as checkpoints, pytest.raises(ValueError, match="shape"):
+    checkpoints.restore(state, MODEL)
 
 
 def test_the_run_goes_on_from_the_previous_one_and_saves_the_step_anew(workdir, state):

@@ -1,11 +1,14 @@
-"""The alarm of self-feedback, on numbers made up for it."""
+"""The alarm of self-feedback, on numbers made up for it, and what a run does about one."""
 
 import json
 
+import numpy as np
 import pytest
 
 from configs import base as base_config
 from pasmr_jax.experiment.reliability.collapse import CollapseWatch
+from pasmr_jax.experiment.reliability.recovery import steps_in
+from tests import runs
 
 pytestmark = pytest.mark.faults
 
@@ -98,3 +101,61 @@ def test_a_watch_goes_on_from_its_state_as_if_nothing_had_been(cut):
 @pytest.mark.parametrize("changes", [{"collapse_window": 0}, {"collapse_numbers": 0.0}])
 def test_it_can_be_turned_off(changes):
   assert _run(_watch(**changes), _falling("numbers", 0.1)) == []
+
+
+def _alarmed(uninterrupted, environment, workdir, action):
+  """A run of four steps that takes whatever falls at all for a collapse."""
+  changes = {
+    "stages": "('srl',)",
+    "init_from": str(uninterrupted[0]),
+    "srl.steps": 4,
+    "evaluation.every": 1,
+    "checkpoint.every": 1,
+    "checkpoint.keep": 8,
+    "guard.collapse_action": action,
+    "guard.collapse_window": 1,
+    "guard.collapse_rise": 0.0,
+    "guard.collapse_numbers": 1e-6,
+    "guard.collapse_entropy": 1e-6,
+    "guard.collapse_language": 1e-6,
+  }
+  ended = runs.run(runs.command(workdir, **changes), environment)
+  assert "ALARM srl step" in ended.stderr, ended.stderr[-3000:]
+  (step,) = {
+    line["step"]
+    for line in runs.read_lines(workdir / "metrics.jsonl")
+    if any(name.startswith("alarm/") for name in line)
+  }
+  return ended, step, workdir / "checkpoints" / "srl"
+
+
+@pytest.mark.slow
+def test_a_run_stops_at_an_alarm_with_a_checkpoint(uninterrupted, environment, tmp_path):
+  ended, step, folder = _alarmed(uninterrupted, environment, tmp_path, "stop")
+  assert ended.returncode == 70
+  assert f"srl step {step}: self-feedback collapses" in ended.stderr
+  assert 1 < step < 4
+  assert steps_in(folder)[-1] == step
+  assert not (tmp_path / "results" / "srl.json").exists()
+
+
+@pytest.mark.slow
+def test_a_run_returns_to_the_best_checkpoint_and_ends_the_stage(
+  uninterrupted, environment, tmp_path
+):
+  ended, step, folder = _alarmed(uninterrupted, environment, tmp_path, "return")
+  assert ended.returncode == 0, ended.stderr[-3000:]
+  assert steps_in(folder)[-1] == step
+  best = int(ended.stderr.partition("returning to the checkpoint of step ")[2].partition(",")[0])
+  assert best < step
+  last = runs.params(tmp_path, "srl")
+  for later in steps_in(folder):
+    if later > best:
+      (folder / str(later)).rename(tmp_path / f"later{later}")
+  expected = runs.params(tmp_path, "srl")
+  assert last.keys() == expected.keys()
+  for name in last:
+    if name.startswith("params"):
+      np.testing.assert_array_equal(last[name], expected[name], err_msg=name)
+  assert (tmp_path / "results" / "srl.json").exists()
+  assert "agreement rose" in (tmp_path / "report.html").read_text("utf-8")

@@ -37,6 +37,8 @@ def _read(path, format="parallel"):
     (_line() + b'{"id": "2", "language": "de", "question": "\\ud800", "pivot_question": "x"}', 2,
      "no valid Unicode"),
     (_line() + b"\x00\x00\n", 2, "no JSON"),
+    (_line() + _line(id="2", question="Wie\0viele?"), 2, "found a NUL at character 4"),
+    (_line() + _line(id="2\0"), 2, "found a NUL"),
     (_line() + b"[" * 200_000 + b"\n", 2, "no JSON"),
     (_line() + b"9" * 10_000_000 + b"\n", 2, "expected an object"),
   ],
@@ -93,9 +95,70 @@ def test_mixed_languages_are_told_apart(tmp_path):
   assert [(question.id, question.language) for question in kept] == [("1", "de"), ("2", "de")]
 
 
-def test_any_damage_is_an_error_that_names_the_file(tmp_path):
-  path = tmp_path / "questions.jsonl"
-  whole = b"".join(_line(id=str(number)) for number in range(8))
+def _json(**values) -> str:
+  return json.dumps(values, ensure_ascii=False)
+
+
+NUMBERS = range(1, 9)
+# Each format's file, whole.
+FILES = {
+  "parallel": ("questions.jsonl", "\n".join(_json(**GOOD | {"id": str(n)}) for n in NUMBERS)),
+  "mgsm": ("mgsm_de.tsv", "\n".join(f"Größe {n}?\t{n}" for n in NUMBERS)),
+  "msvamp": (
+    "test_German.json",
+    "\n".join(_json(query=f"How many {n}?", m_query=f"Größe {n}?", response="1") for n in NUMBERS),
+  ),
+  "gsm8k": (
+    "test.jsonl",
+    "\n".join(_json(question=f"How many, {n}?", answer=f"It is\n#### {n}") for n in NUMBERS),
+  ),
+  "mgsm8k_instruct": (
+    "train.json",
+    json.dumps([{"query": f"Größe {n}?", "response": "x\n#### 1", "lang": "de"} for n in NUMBERS]),
+  ),
+  "json": ("any.json", json.dumps([{"q": f"Größe {n}?", "a": n} for n in NUMBERS], indent=1)),
+}
+COLUMNS = {"json": {"text": "q", "answer": "a"}}
+
+
+def _read_file(path, format):
+  columns, language = COLUMNS.get(format), "de" if format == "json" else None
+  return read_questions(str(path), format, language, columns, solutions=False, answers=True)
+
+
+# What is done to the fifth question, and what is said; JSON takes no NUL at all.
+BROKEN = (
+  ("Größe 5", b"Gr\xf6\xdfe 5", "is no UTF-8"),
+  ("many, 5?", b"many, \xff5?", "is no UTF-8"),
+  ("Größe 5", b"Gr\x005", "found a NUL|no JSON"),
+  ("many, 5?", b"many, \x005?", "no JSON"),
+)
+
+
+@pytest.mark.parametrize(
+  ("format", "part", "broken", "said"),
+  [
+    (format, *case)
+    for format, (_, text) in FILES.items()
+    for case in BROKEN
+    if case[0] in text and format != "parallel"  # whose lines have no answer here
+  ],
+)
+def test_an_error_names_file_and_place_in_every_format(tmp_path, format, part, broken, said):
+  name, text = FILES[format]
+  path, whole = tmp_path / name, text.encode()
+  path.write_bytes(whole)
+  assert len(_read_file(path, format)) == len(NUMBERS)
+  path.write_bytes(whole.replace(part.encode(), broken))
+  with pytest.raises(ValueError, match=said) as raised:
+    _read_file(path, format)
+  assert str(raised.value).startswith(f"{path}:" if text.startswith("[") else f"{path}:5: ")
+
+
+@pytest.mark.parametrize("format", FILES)
+def test_any_damage_is_an_error_that_names_the_file(tmp_path, format):
+  name, text = FILES[format]
+  path, whole = tmp_path / name, text.encode()
   rng = random.Random(3)
   refused = 0
   for _ in range(400):
@@ -111,10 +174,10 @@ def test_any_damage_is_an_error_that_names_the_file(tmp_path):
           data[place:place] = rng.randbytes(3)
     path.write_bytes(data)
     try:
-      found = _read(path)
+      found = _read(path) if format == "parallel" else _read_file(path, format)
     except ValueError as error:
       refused += 1
       assert str(path) in str(error)  # noqa: PT017 (it need not be raised)
     else:
       assert found
-  assert refused > 200
+  assert refused > 60  # in a table of tabs most damage is only another text

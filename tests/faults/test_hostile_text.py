@@ -2,7 +2,6 @@
 
 import json
 import random
-import resource
 import subprocess
 import sys
 import time
@@ -37,9 +36,9 @@ LONG = {
 @pytest.mark.parametrize("kind", LONG)
 def test_a_million_characters_take_no_time_and_raise_nothing(kind):
   hostile.tokenizer()
-  start = time.perf_counter()
+  start = time.process_time()  # a busy machine takes longer by the clock
   hostile.whole_way(LONG[kind], "en")
-  assert time.perf_counter() - start < 5  # a second on an idle machine
+  assert time.process_time() - start < 2
 
 
 @pytest.mark.parametrize("fragment", hostile.FRAGMENTS)
@@ -54,18 +53,31 @@ def test_made_up_text_goes_the_whole_way():
     hostile.whole_way(hostile.text(rng), rng.choice(hostile.LANGUAGES))
 
 
-@given(st.text(st.characters(codec=None), max_size=300), st.sampled_from(hostile.LANGUAGES))
+@given(hostile.texts(), st.sampled_from(hostile.LANGUAGES))
 def test_any_text_goes_the_whole_way(text, language):
   hostile.whole_way(text, language)
 
 
 def test_nothing_is_evaluated(tmp_path, monkeypatch):
   monkeypatch.chdir(tmp_path)
-  for text in ('#### __import__("os").system("touch hacked")', "#### open('hacked', 'w')"):
-    answer = read_answer(text, "en")
-    assert answer is None or "hacked" not in str(answer.value)
+  for code in ("__import__('os').system('touch hacked')", "open('hacked', 'w').write('1')"):
+    for text in (code, f"#### {code}", f"\\boxed{{{code}}}", f"the answer is {code}", f"${code}$"):
+      hostile.whole_way(text, "en")
   assert not list(tmp_path.iterdir())
-  assert read_answer("so 9**9**9 apples\n#### 9**9**9", "en") is None or True
+
+
+@pytest.mark.parametrize(
+  ("text", "value"),
+  [
+    ("#### 9**9**9", "9"),  # the number that can be read without computing
+    ("\\boxed{2^{1000}}", "2^{1000}"),  # kept as it is written
+    ("#### " + "9" * 1_000_000, None),
+    ("#### 1e999999", None),
+  ],
+)
+def test_what_would_take_for_ever_is_not_computed(text, value):
+  answer = read_answer(text, "en")
+  assert (None if answer is None else str(answer.value)) == value
 
 
 def test_the_answer_phrase_in_a_question_is_no_answer():
@@ -97,7 +109,6 @@ def test_memory_is_bounded():
     check=True,
   )
   assert int(done.stdout) < 100_000  # kilobytes; the texts themselves are a fifth of that
-  assert resource.RLIMIT_CPU is not None
 
 
 @pytest.mark.parametrize("text", hostile.FRAGMENTS)

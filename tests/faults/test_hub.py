@@ -3,13 +3,16 @@
 A hub that answers wrongly needs a program of its own: `python -m benchmarks.faults hub`.
 """
 
+import contextlib
 import json
 import socket
+import threading
 import time
 
 import huggingface_hub.constants
 import pytest
 
+from pasmr_jax.data.questions import read_questions
 from pasmr_jax.models.pretrained import load_config
 from pasmr_jax.text import hub
 from pasmr_jax.text.vocabularies import read_vocabulary
@@ -18,13 +21,29 @@ from tests.faults.test_hostile_files import CONFIG
 pytestmark = pytest.mark.faults
 
 
-@pytest.fixture(params=["nobody listens", "a server that says nothing"])
+def _drip(server: socket.socket) -> None:
+  """Answers each caller a byte at a time, for ever: no wait for the next byte is long."""
+
+  def answer(caller: socket.socket) -> None:
+    with contextlib.suppress(OSError), caller:
+      while True:
+        caller.sendall(b"H")
+        time.sleep(0.05)
+
+  with contextlib.suppress(OSError):  # the server is closed
+    while True:
+      threading.Thread(target=answer, args=(server.accept()[0],), daemon=True).start()
+
+
+@pytest.fixture(params=["nobody listens", "a server that says nothing", "one byte at a time"])
 def dead(request, tmp_path, monkeypatch):
   """A hub that gives nothing, and an empty cache."""
   with socket.socket() as server:
     server.bind(("127.0.0.1", 0))
     if request.param != "nobody listens":
       server.listen()
+    if request.param == "one byte at a time":
+      threading.Thread(target=_drip, args=(server,), daemon=True).start()
     monkeypatch.setattr(
       huggingface_hub.constants, "ENDPOINT", f"http://127.0.0.1:{server.getsockname()[1]}"
     )
@@ -41,7 +60,11 @@ def test_it_is_told_what_was_asked_for_and_why_it_is_not_there(dead):
   assert "127.0.0.1" in str(raised.value)
   with pytest.raises(ValueError, match=r"tokenizer owner/model@v2: .*the hub does not give"):
     read_vocabulary("owner/model@v2")
-  assert time.monotonic() - start < 10
+  with pytest.raises(ValueError, match=r"owner/data \(default, train\): datasets cannot load it: "):
+    read_questions(
+      "owner/data", "huggingface", "de", {"text": "question"}, solutions=False, answers=False
+    )
+  assert time.monotonic() - start < 15
 
 
 def test_the_cache_is_used_if_it_suffices(dead):

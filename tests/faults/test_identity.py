@@ -16,6 +16,7 @@ from pasmr_jax.experiment.reliability.identity import (
   flatten,
   questions_checksum,
 )
+from pasmr_jax.experiment.reliability.weights import weights_checksum
 
 pytestmark = pytest.mark.faults
 
@@ -61,6 +62,8 @@ def test_nothing_changed(workdir):
     {"mesh__tensor": 2},
     {"mesh__fsdp": 4},
     {"srl__microbatches": 4},
+    {"rollout__slots": 8},
+    {"rollout__refill_steps": 4},
     {"srl__patience": 3},
     {"model__remat": "full"},
     {"tokenizer__path": "/moved/tokenizer.model"},
@@ -88,6 +91,8 @@ def test_data_may_move_as_long_as_it_is_the_same(workdir):
     ({"pam__batch_size": 64}, "pam: pam.batch_size was 16, is 64"),
     ({"pam__mixture__pivot": 0.5}, "srl: pam.mixture.pivot was 0.7, is 0.5"),
     ({"stages": ["pam", "srl"]}, "stages was"),
+    ({"rollout__cache_dtype": "int8"}, "srl: rollout.cache_dtype was '', is 'int8'"),
+    ({"lora__rank": 4}, "pam: lora.rank was 0, is 4"),
     ({"prompt__question": "Q: {question}"}, "prompt.question was"),
     # SRL began from where PAM ended.
     ({"pam__steps": 400}, "pam: pam.steps was 200, is 400"),
@@ -117,6 +122,59 @@ def test_other_questions_are_refused(workdir, pool, said):
   now.pools[pool] = "other"
   with pytest.raises(ChangedError, match=said):
     check_changes(workdir, now, force=False)
+
+
+def test_adapters_do_not_concern_the_base_stage(workdir):
+  with pytest.raises(ChangedError) as raised:
+    check_changes(workdir, _identity(lora__rank=4), force=False)
+  assert "base: lora" not in str(raised.value)
+
+
+def _began_with(workdir, weights, **changes):
+  """Every stage's checkpoint says so."""
+  for path in workdir.rglob("metadata"):
+    identity = dataclasses.replace(_identity(**changes), weights=weights)
+    path.write_text(json.dumps({"identity": dataclasses.asdict(identity)}))
+
+
+def test_other_weights_where_the_run_began_are_refused(workdir):
+  _began_with(workdir, "one")
+  said = "base: the weights that the run began with are no longer the same"
+  with pytest.raises(ChangedError, match=said) as raised:
+    check_changes(workdir, dataclasses.replace(_identity(), weights="other"), force=False)
+  assert "pam: the weights" not in str(raised.value)  # it began from the end of base
+  for same in ("one", ""):  # '': they are gone, and nobody needs them any more
+    assert check_changes(workdir, dataclasses.replace(_identity(), weights=same), False) == []
+
+
+def test_other_weights_under_adapters_concern_each_of_their_stages(workdir):
+  _began_with(workdir, "one", lora__rank=4)
+  with pytest.raises(ChangedError) as raised:
+    check_changes(
+      workdir, dataclasses.replace(_identity(lora__rank=4), weights="other"), force=False
+    )
+  assert all(f"{stage}: the weights that" in str(raised.value) for stage in ("base", "pam", "srl"))
+
+
+def test_weights_are_known_by_what_is_in_their_files_and_not_by_where_they_lie(tmp_path):
+  config = tiny.get_config()
+  assert weights_checksum(config) == ""
+  one, moved = tmp_path / "one", tmp_path / "moved"
+  one.mkdir()
+  (one / "config.json").write_text("{}")
+  (one / "model.safetensors").write_bytes(bytes(range(256)) * 10_000)
+  config.model.pretrained = str(one)
+  first = weights_checksum(config)
+  one.rename(moved)
+  config.model.pretrained = str(moved)
+  assert weights_checksum(config) == first
+  for file in ("config.json", "model.safetensors"):
+    whole = (moved / file).read_bytes()
+    for change in (whole + b" ", whole[:-1], bytes(255 - byte for byte in whole)):
+      (moved / file).write_bytes(change)
+      assert weights_checksum(config) != first
+    (moved / file).write_bytes(whole)
+  assert weights_checksum(config) == first
 
 
 def test_another_tokenizer_is_refused(workdir):

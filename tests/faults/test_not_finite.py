@@ -75,3 +75,41 @@ def test_a_gradient_that_is_not_finite_is_skipped_though_the_loss_is(learner):
   state, metrics = learner.update_supervised(state.replace(params=huge), _batch())
   assert metrics["skipped_updates"] == 1
   _equal(state.params, before)
+
+
+def _rollout(**changes):
+  """Two responses whose second half is learned from."""
+  sequences = _batch().replace(weights=jnp.where(jnp.arange(8) < 4, 0.0, jnp.ones((2, 8))))
+  drawn = jnp.full((2, 8), -3.0)
+  given = dict.fromkeys(("sampler_logprobs", "old_logprobs", "reference_logprobs"), drawn)
+  return losses.PolicyBatch(
+    sequences=sequences, advantages=jnp.tile(jnp.array([[1.0], [-1.0]]), (1, 8)), **given | changes
+  )
+
+
+def _update_policy(learner, state, batch):
+  settings = losses.PolicySettings(0.2, 0.2, 0.1, 2.0, 1.0, kl_estimator="k3")
+  return learner.update_policy(state, batch, None, settings, jnp.float32(0))
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("place", [(0, 5), (1, 5)])  # of a good and of a bad response
+@pytest.mark.parametrize("which", ["sampler_logprobs", "old_logprobs", "reference_logprobs"])
+def test_a_log_probability_that_is_not_finite_is_skipped(learner, which, place, value):
+  state, _ = _update_policy(learner, _state(learner), _rollout())
+  before = _copied(state)
+  broken = jnp.full((2, 8), -3.0).at[place].set(value)
+  state, metrics = _update_policy(learner, state, _rollout(**{which: broken}))
+  assert metrics["skipped_updates"] == 1
+  for name in KEPT:
+    _equal(getattr(state, name), before[name])
+
+
+def test_one_that_is_not_learned_from_does_not_matter(learner):
+  broken = jnp.full((2, 8), -3.0).at[:, :4].set(-jnp.inf)
+  given = dict.fromkeys(("sampler_logprobs", "old_logprobs", "reference_logprobs"), broken)
+  found, metrics = _update_policy(learner, _state(learner), _rollout(**given))
+  expected, _ = _update_policy(learner, _state(learner), _rollout())
+  assert metrics["skipped_updates"] == 0
+  for name in KEPT:
+    _equal(getattr(found, name), getattr(expected, name))

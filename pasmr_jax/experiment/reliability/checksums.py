@@ -92,6 +92,12 @@ def find_damage(folder: pathlib.Path, items: tuple[str, ...]) -> list[str]:
   return found
 
 
+def seal_of(folder: pathlib.Path) -> Mapping[str, list[int]] | None:
+  """Length and checksum of each file of a checkpoint; None if it has no seal that can be read."""
+  files, problems = _read_seal(folder / SEAL / _FILE)
+  return None if problems else files
+
+
 def _read_seal(path: pathlib.Path) -> tuple[Mapping[str, list[int]], list[str]]:
   name = f"{SEAL}/{path.name}"
   try:

@@ -29,7 +29,10 @@ _FREE = (
   "evaluation.",
   "guard.",
   "mesh.",
-  "rollout.",
+  "rollout.prompt_bucket",
+  "rollout.slots",
+  "rollout.prefill_prompts",
+  "rollout.refill_steps",
   "model.remat",
   "model.scan_unroll",
   "tokenizer.path",  # its content is compared
@@ -51,17 +54,22 @@ class Identity:
   pools: dict[str, str]  # pool -> checksum of its questions as read
   tokenizer: str  # checksum
   code: dict[str, str]  # versions of this package and of what it computes with
+  weights: str = ""  # checksum of those the run begins with; '' if it has none, or they are gone
   layout: int = LAYOUT
 
 
 def make_identity(
-  config: Config, pools: Mapping[str, Sequence[Question]], tokenizer: Tokenizer
+  config: Config,
+  pools: Mapping[str, Sequence[Question]],
+  tokenizer: Tokenizer,
+  weights: str,
 ) -> Identity:
   return Identity(
     config=flatten(config),
     pools={name: questions_checksum(questions) for name, questions in pools.items()},
     tokenizer=tokenizer_checksum(tokenizer),
     code=code_versions(),
+    weights=weights,
   )
 
 
@@ -128,8 +136,10 @@ def check_changes(workdir: pathlib.Path, now: Identity, force: bool) -> list[str
     record = read_record(folder / str(steps_in(folder)[-1]))
     if "identity" not in record:  # older than identities
       continue
+    # A field that is newer than the checkpoint has its default.
     known = [field.name for field in dataclasses.fields(Identity)]
-    before = Identity(**{name: record["identity"][name] for name in known})
+    stored = record["identity"]
+    before = Identity(**{name: stored[name] for name in known if name in stored})
     followed = any(later in begun for later in stages[place + 1 :])
     for difference, matters in differences(stage, before, now, followed):
       text = f"{stage}: {difference}"
@@ -177,6 +187,8 @@ def differences(
       yield f"data.{pool} holds other questions", True
   if before.tokenizer != now.tokenizer:
     yield "the tokenizer is another", True
+  if before.weights and now.weights and before.weights != now.weights and _begins(stage, now):
+    yield "the weights that the run began with are no longer the same", True
   for name in sorted(before.code.keys() | now.code.keys()):
     was, value = before.code.get(name, "none"), now.code.get(name, "none")
     if was != value:
@@ -189,6 +201,8 @@ def _concerns(key: str, stage: str, config: Mapping[str, Any]) -> bool:
     return False
   if section == "init_from":
     return config["stages"][0] == stage
+  if section == "lora":  # base trains all weights
+    return stage != "base"
   if stage == "srl" and section == "pam":
     # The rehearsal's examples are those of PAM.
     return config["srl.rehearsal_weight"] > 0 and key.startswith(("pam.mixture", "pam.max_length"))
@@ -203,6 +217,12 @@ def _matters(key: str, stage: str, followed: bool) -> bool:
   if key == f"{stage}.steps":
     return followed
   return key not in [f"{stage}.{name}" for name in _FREE_OF_A_STAGE]
+
+
+def _begins(stage: str, now: Identity) -> bool:
+  """Whether a stage takes something of the weights that the run begins with."""
+  adapted = now.config["lora.rank"] > 0 and stage != "base"
+  return stage == now.config["stages"][0] or adapted
 
 
 def _pools(stage: str, config: Mapping[str, Any]) -> set[str]:

@@ -94,6 +94,7 @@ def write_record(workdir: pathlib.Path, identity: Any, mesh: jax.sharding.Mesh) 
     "code": identity.code,
     "data": identity.pools,
     "tokenizer": identity.tokenizer,
+    "weights": identity.weights,
     "config": identity.config,
     "packages": dict(sorted(packages.items())),
   }

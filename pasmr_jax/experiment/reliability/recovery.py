@@ -60,6 +60,21 @@ def damage(folder: pathlib.Path, items: tuple[str, ...] = ITEMS) -> list[str]:
   return [problem] if problem else []
 
 
+def _metric_problem(folder: pathlib.Path) -> str:
+  """Why what a checkpoint was measured at cannot be used; '' if it can."""
+  name = "/".join(_METRIC)
+  try:
+    found = read_metric(folder)
+  except DamagedCheckpointError:
+    return f"{name} cannot be read"
+  try:
+    record = read_record(folder)
+  except (OSError, ValueError):
+    return ""  # said of the record
+  written = record.get("metric", found)  # a checkpoint without one is older than this comparison
+  return "" if found == written else f"{name} has {found}, not the {written} that was written"
+
+
 def read_metric(folder: pathlib.Path) -> float | None:
   """What a checkpoint was measured at; None if it was not.
 
@@ -77,14 +92,6 @@ def read_metric(folder: pathlib.Path) -> float | None:
   if not isinstance(value, int | float) or not math.isfinite(value):
     raise DamagedCheckpointError(f"{path}: found {value!r}, expected a number")
   return float(value)
-
-
-def _metric_problem(folder: pathlib.Path) -> str:
-  try:
-    read_metric(folder)
-  except DamagedCheckpointError:
-    return "/".join(_METRIC) + " cannot be read"
-  return ""
 
 
 def recover(directory: pathlib.Path) -> list[str]:

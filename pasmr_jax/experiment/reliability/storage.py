@@ -64,7 +64,8 @@ def _room(path: pathlib.Path) -> str:
 def json_line(values: Mapping[str, Any]) -> str:
   """One line of a JSON lines file, without characters that do more than be seen.
 
-  What JSON reads back is exactly `values`.
+  What JSON reads back is exactly `values`; only two halves of a character that stand beside each
+  other are read as that character.
   """
   text = json.dumps(values, ensure_ascii=False)
   return _ACTIVE.sub(lambda found: f"\\u{ord(found[0]):04x}", text)
