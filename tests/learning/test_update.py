@@ -9,7 +9,7 @@ import optax
 import pytest
 
 from configs import base as base_config
-from pasmr_jax.learning import losses
+from pasmr_jax.learning import losses, update
 from pasmr_jax.learning.optim import NAMES, make_optimizer
 from pasmr_jax.learning.update import Learner
 from pasmr_jax.models import lora
@@ -88,6 +88,45 @@ def test_microbatches_equal_the_whole_batch(whole):
   _close(state.params, whole[0].params, 2e-6)
   for name, value in whole[1].items():
     assert float(metrics[name]) == pytest.approx(float(value), rel=2e-4, abs=1e-5), name
+
+
+def test_microbatches_without_a_weight_are_not_computed(monkeypatch):
+  """Six rows of eight, dealt over microbatches of two: the last is empty, and never run."""
+  batch, rehearsal = _policy_batch(), _rows(1)
+  used = np.array([1, 1, 1, 0, 1, 1, 1, 0], bool)  # `_split`: microbatch 3 has rows 3 and 7
+  blank = jax.tree.map(lambda leaf: np.where(used[:, None], leaf, 0).astype(leaf.dtype), batch)
+  rows = jax.tree.map(lambda leaf: leaf[used], batch)
+  run = []
+  token_loss, token_logprobs = update.token_loss, update.token_logprobs
+
+  def counted(name, function):
+    def call(params, sequences, *others):
+      jax.debug.callback(lambda: run.append((name, sequences.tokens.shape[0])))
+      return function(params, sequences, *others)
+
+    return call
+
+  monkeypatch.setattr(update, "token_loss", counted("loss", token_loss))
+  monkeypatch.setattr(update, "token_logprobs", counted("score", token_logprobs))
+  learner = _learner(microbatches=2, row_bucket=4, chunk=5)
+  state, metrics = learner.update_policy(
+    learner.init(_params()), blank, rehearsal, SETTINGS, np.float32(0.5)
+  )
+  scored = learner.score(_params(), blank.sequences, 1.0)
+  jax.effects_barrier()
+  assert sorted(run) == [("loss", 2)] * 3 + [("loss", 4)] * 2 + [("score", 2)] * 3
+  monkeypatch.undo()
+
+  plain = _learner()
+  expected, wanted = plain.update_policy(
+    plain.init(_params()), rows, rehearsal, SETTINGS, np.float32(0.5)
+  )
+  _close(state.params, expected.params, 2e-6)
+  assert metrics.keys() == wanted.keys()
+  for name, value in wanted.items():
+    assert float(metrics[name]) == pytest.approx(float(value), rel=2e-4, abs=1e-5), name
+  np.testing.assert_allclose(scored[used], plain.score(_params(), rows.sequences, 1.0), atol=1e-5)
+  assert not np.asarray(scored)[~used].any()
 
 
 @pytest.mark.parametrize(("replica", "fsdp"), [(1, 4), (2, 2)])

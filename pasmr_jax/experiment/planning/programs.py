@@ -124,7 +124,7 @@ class Planner:
       branches=True,
       arguments=(learner, state, batch),
       parts=self._parts(state),
-      **self._scored(learner, (settings.batch_size, settings.max_length)),
+      **self._scored((settings.batch_size, settings.max_length), learner.microbatches),
       tokens=settings.batch_size * settings.max_length,
       model_flops=self._model_flops(stage, (settings.batch_size, settings.max_length)),
     )
@@ -141,7 +141,8 @@ class Planner:
       old_logprobs=self._rows(shape, jnp.float32) if inner > 1 else None,
       reference_logprobs=self._rows(shape, jnp.float32) if srl.kl_coef > 0 else None,
     )
-    scored = self._scored(learner, shape, self._response_share())
+    pieces = learner.pieces(load.update_rows)
+    scored = self._scored(shape, pieces, self._response_share())
     model_flops = self._model_flops("srl", shape, self._response_share())
     rehearsal = None
     if srl.rehearsal_weight > 0:
@@ -149,7 +150,8 @@ class Planner:
       rehearsal = self._sequences(*rehearsed)
       model_flops += self._model_flops("srl", rehearsed)
       # Two loops of about equal turns, which a program counts alike: the mean of their numbers.
-      scored["trips"] = (scored["trips"] + self._scored(learner, rehearsed)["trips"]) / 2
+      other = self._scored(rehearsed, learner.microbatches)
+      scored["trips"] = (scored["trips"] + other["trips"]) / 2
     settings = losses.policy_settings(srl)
     return Program(
       name="srl update",
@@ -180,7 +182,12 @@ class Planner:
       arguments=(learner, scored, batch, np.float32(srl.temperature)),
       parts={"parameters": scored},
       resident=beside | self._decoded_reference(),
-      **self._scored(learner, (load.update_rows, load.update_length), self._response_share()),
+      branches=True,
+      **self._scored(
+        (load.update_rows, load.update_length),
+        learner.pieces(load.update_rows),
+        self._response_share(),
+      ),
       calls=self._scores(),
       tokens=load.update_rows * load.update_length,
     )
@@ -359,16 +366,16 @@ class Planner:
     srl = self.config.srl
     return srl.max_new_tokens / (srl.max_prompt_length + srl.max_new_tokens)
 
-  def _scored(self, learner: Learner, shape: tuple[int, int], share: float = 1.0) -> dict[str, Any]:
+  def _scored(self, shape: tuple[int, int], pieces: int, share: float = 1.0) -> dict[str, Any]:
     """The logits that one device has at a time, and how many such chunks a microbatch has.
 
     Args:
-      learner: of the program.
-      shape: rows and tokens of its whole batch.
+      shape: rows and tokens of a program's whole batch.
+      pieces: its microbatches.
       share: of the tokens that have a weight.
     """
-    tokens = math.prod(shape) // (learner.microbatches * meshes.row_parts(self.mesh))
-    size = chunk_size(tokens, self._vocabulary, learner.chunk)
+    tokens = math.prod(shape) // (pieces * meshes.row_parts(self.mesh))
+    size = chunk_size(tokens, self._vocabulary)
     return {
       "vocabulary": self._vocabulary,
       "logits": size * self._vocabulary,
