@@ -363,7 +363,7 @@ class SelfFeedbackStage:
           sample.response.reasoning_start,
           srl.credit,
         ),
-        packing.row_length(srl),
+        srl.max_prompt_length + srl.max_new_tokens,
         masked=srl.mask_truncated and sample.response.truncated,
         aggregation=srl.aggregation,
       )
@@ -373,13 +373,11 @@ class SelfFeedbackStage:
     stacked = jax.tree.map(lambda *arrays: np.stack(arrays)[:-1], *rows)
     everyone = processes.gather_rows(stacked)
     size = len(everyone.advantages) // srl.inner_batches
-    room = packing.most_rows(srl, size)
-    pieces = self.learner.pieces(room)
     batches, places, filled = [], 0, 0
     for first in range(0, size * srl.inner_batches, size):
       part = jax.tree.map(lambda array, first=first: array[first : first + size], everyone)
-      packed = packing.pack_rows(part, room, pieces)
-      places += packing.computed_places(packed, pieces)
+      packed, layout = packing.pack(part, srl)
+      places += layout.places
       filled += int(np.count_nonzero(packed.sequences.segment_ids))
       own = meshes.shard_batch(processes.own_rows(packed), self.mesh)
       batches.append(self._with_scores(state, own))
