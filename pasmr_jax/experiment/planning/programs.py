@@ -172,7 +172,7 @@ class Planner:
     learner, state = self._learner("srl"), self._state("srl")
     batch = self._sequences(load.update_rows, load.update_length)
     beside = {"moments": state.opt_state, "moving average": state.average}
-    scored = state.whole()
+    scored, pieces = state.whole(), learner.pieces(load.update_rows)
     if srl.kl_coef > 0:  # the reference's, beside which the policy's stand
       scored = state.whole(self.reference)
       beside["policy"] = state.params
@@ -182,12 +182,8 @@ class Planner:
       arguments=(learner, scored, batch, np.float32(srl.temperature)),
       parts={"parameters": scored},
       resident=beside | self._decoded_reference(),
-      branches=True,
-      **self._scored(
-        (load.update_rows, load.update_length),
-        learner.pieces(load.update_rows),
-        self._response_share(),
-      ),
+      branches=pieces > 1,  # whether a microbatch has a response is a condition
+      **self._scored((load.update_rows, load.update_length), pieces, self._response_share()),
       calls=self._scores(),
       tokens=load.update_rows * load.update_length,
     )

@@ -22,6 +22,8 @@ SMALL = {
   "model.scan_unroll": 1,
   "srl.kl_coef": 0.0,
   "srl.update_rows": 32,
+  "srl.row_bucket": 32,
+  "srl.microbatches": 1,
   "srl.rehearsal_weight": 0.0,
   "srl.credit": "all",
   "feedback.source": "target_majority",
