@@ -164,93 +164,97 @@ def test_moments_are_born_with_their_parameters_sharding():
   assert state.step.sharding.is_fully_replicated
 
 
-def _programs(learner, state, mesh=None):
-  """What a run calls: the compiled updates and scoring, as HLO text, and the policy update."""
-  place = (lambda rows: shard_batch(rows, mesh)) if mesh is not None else (lambda rows: rows)
-  rows, batch = place(_rows()), place(_policy_batch())
-  weight = np.float32(0.5)
-  policy = Learner.update_policy.lower(learner, state, batch, rows, SETTINGS, weight).compile()
-  supervised = Learner.update_supervised.lower(learner, state, rows).compile()
-  score = Learner.score.lower(learner, state.whole(), rows, 1.0).compile()
-  return [program.as_text() for program in (policy, supervised, score)], policy
+def _compiled(function, *arguments):
+  """What a jitted function compiles to for such arguments."""
+  # Flat, because a state of shapes is none that the run-time check of types lets pass.
+  leaves, tree = jax.tree.flatten(arguments)
+  inline = jax.jit(lambda *leaves: function(*jax.tree.unflatten(tree, leaves)))
+  return inline.lower(*leaves).compile()
 
 
 @pytest.mark.parametrize("devices", [1, 8])
-@pytest.mark.parametrize("microbatches", [1, 2])
-def test_no_program_has_the_logits_of_a_microbatch(devices, microbatches):
-  """In what is compiled no array has a number for each token, or each that teaches, and each id."""
+def test_no_program_has_the_logits_of_a_microbatch(devices):
+  """In what a run calls no array has a number for each token of a device and each id."""
   config = dataclasses.replace(CONFIG, vocab_size=4 * 97, final_softcap=20.0)
-  learner = _learner(
-    config=config, microbatches=microbatches, chunk=2, optimizer=make_optimizer(_settings(), 9)
-  )
-  mesh = make_mesh(devices // min(devices, 2), min(devices, 2), jax.devices()[:devices])
+  learner = _learner(config=config, microbatches=2, chunk=2, optimizer=optax.adam(1e-3))
+  mesh = make_mesh(devices // 2 or 1, min(devices, 2), jax.devices()[:devices])
   vocabulary = config.vocab_size // mesh.shape["tensor"]
-  rows = ROWS // microbatches // mesh.shape["fsdp"]  # of a device at a time
   with jax.set_mesh(mesh):
     shardings = param_shardings(config, mesh, rules.TRAINING)
     initialize = jax.jit(lambda: init_params(config, jax.random.key(0)), out_shardings=shardings)
-    texts, _ = _programs(learner, learner.init(initialize()), mesh)
-  for hlo in texts:
-    found = (dims.split(",") for dims in re.findall(r"\[([\d,]+)\]", hlo))
-    arrays = {tuple(map(int, dims)) for dims in found if str(vocabulary) in dims}
-    others = [[size for size in dims if size != vocabulary] for dims in arrays]
-    tokens = {math.prod(dims) for dims in others if CONFIG.embed_dim not in dims}
-    # What a table has besides its width; and the logits of a chunk, of one device's tokens.
-    assert 2 in tokens
-    assert max(tokens) < min(rows * LENGTH, 3)
+    state = learner.init(initialize())
+    rows, batch = shard_batch(_rows(), mesh), shard_batch(_policy_batch(), mesh)
+
+    def policy(state, batch, rows):
+      return learner.update_policy(state, batch, rows, SETTINGS, np.float32(0.5))
+
+    programs = [
+      _compiled(policy, state, batch, rows),
+      _compiled(learner.update_supervised, state, rows),
+      _compiled(lambda params, rows: learner.score(params, rows, 1.0), state.params, rows),
+    ]
+  for program in programs:
+    arrays = re.findall(r"\[([\d,]+)\]", program.as_text())
+    shapes = {tuple(map(int, dims.split(","))) for dims in arrays}
+    logits = {
+      math.prod(dims) // vocabulary
+      for dims in shapes
+      if vocabulary in dims and CONFIG.embed_dim not in dims
+    }
+    # A chunk of two tokens, of ten or of forty that a device has; and the numbers of all ids.
+    assert max(logits) == 2
 
 
 def test_states_are_donated():
   """What an update changes is changed in place: parameters, moments and average."""
-  optimizer = make_optimizer(_settings(), 9)
-  learner = _learner(optimizer=optimizer, average_decay=0.5, microbatches=2)
+  learner = _learner(optimizer=optax.adam(1e-3), average_decay=0.5, microbatches=2)
   state = learner.init(_params(), average=True)
-  held = jax.tree.leaves((state.params, state.opt_state, state.average))
-  size = sum(leaf.nbytes for leaf in held)
-  _, policy = _programs(learner, state)
-  memory = policy.memory_analysis()
-  assert memory.alias_size_in_bytes >= size
-  updated, _ = learner.update_policy(state, _policy_batch(), None, SETTINGS, np.float32(0))
-  assert all(leaf.is_deleted() for leaf in held)
-  held = jax.tree.leaves((updated.params, updated.opt_state, updated.average))
-  learner.update_supervised(updated, _rows())
-  assert all(leaf.is_deleted() for leaf in held)
+  for update_once in (
+    lambda state: learner.update_policy(state, _policy_batch(), None, SETTINGS, np.float32(0)),
+    lambda state: learner.update_supervised(state, _rows()),
+  ):
+    held = jax.tree.leaves(state)
+    state, _ = update_once(state)  # a donated array of no use would be a warning, an error here
+    assert all(leaf.is_deleted() for leaf in held)
+    assert not any(leaf.is_deleted() for leaf in jax.tree.leaves(state))
 
 
 def test_recomputing_needs_less_memory_in_this_order():
   """What lies between the two passes of a deep model, by the name of what is recomputed."""
-  needed = {}
-  for remat in ("none", "dots", "full"):
+  needed = []
+  for remat in ("full", "dots", "none"):
     config = dataclasses.replace(CONFIG, num_layers=12, remat=remat)
     learner = _learner(config=config)
     params = jax.jit(lambda config=config: init_params(config, jax.random.key(0)))()
-    state = learner.init(params)
-    compiled = Learner.update_supervised.lower(learner, state, _rows()).compile()
-    needed[remat] = compiled.memory_analysis().temp_size_in_bytes
-  assert needed["full"] < 0.8 * needed["dots"] < 0.8 * 0.8 * needed["none"]
+    compiled = _compiled(learner.update_supervised, learner.init(params), _rows())
+    needed.append(compiled.memory_analysis().temp_size_in_bytes)
+  assert needed[0] < 0.9 * needed[1] < 0.9 * 0.9 * needed[2]
 
 
-@pytest.mark.parametrize("param_dtype", ["float32", "bfloat16"])
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-@pytest.mark.parametrize("moment_dtype", ["", "float32", "bfloat16"])
+@pytest.mark.parametrize(
+  ("dtype", "param_dtype", "moment_dtype"),
+  [
+    ("float32", "float32", "bfloat16"),
+    ("bfloat16", "float32", ""),
+    ("bfloat16", "bfloat16", ""),
+    ("bfloat16", "bfloat16", "float32"),
+  ],
+)
 def test_dtypes_by_key(dtype, param_dtype, moment_dtype):
   """Parameters and moments stay in their dtype, products are in that of the computation."""
   config = dataclasses.replace(CONFIG, dtype=dtype, param_dtype=param_dtype)
   optimizer = make_optimizer(_settings(moment_dtype=moment_dtype), 9)
   learner = _learner(config=config, optimizer=optimizer)
-  params = jax.jit(lambda: init_params(config, jax.random.key(0)))()
-  state = learner.init(params)
-  traced = str(Learner.score.trace(learner, params, _rows(), 1.0).jaxpr)
-  name = {"float32": "f32", "bfloat16": "bf16"}[dtype]
-  assert f"{name}[8,10,64] = dot_general" in traced  # of the MLP
+  state = learner.init(jax.tree.map(lambda leaf: leaf.astype(param_dtype), _params()))
+  traced = str(Learner.update_supervised.trace(learner, state, _rows()).jaxpr)
+  name = {"float32": "f32", "bfloat16": "bf16"}
+  assert re.search(rf"{name[dtype]}\[8,10,64\] = dot_general", traced)  # of the MLP
   state, metrics = learner.update_supervised(state, _rows())
   assert {leaf.dtype.name for leaf in jax.tree.leaves(state.params)} == {param_dtype}
-  moments = [optax.tree_utils.tree_get(state.opt_state, name) for name in ("mu", "nu")]
+  moments = [optax.tree_utils.tree_get(state.opt_state, moment) for moment in ("mu", "nu")]
   assert {leaf.dtype.name for leaf in jax.tree.leaves(moments)} == {moment_dtype or param_dtype}
-  exact = _learner()
-  _, expected = exact.update_supervised(exact.init(_params()), _rows())
-  assert float(metrics["loss"]) == pytest.approx(float(expected["loss"]), rel=0.01)
   assert metrics["loss"].dtype == jnp.float32
+  assert float(metrics["loss"]) == pytest.approx(4.928670, rel=0.01)  # as in test_golden_steps
 
 
 def test_golden_steps():
