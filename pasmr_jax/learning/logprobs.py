@@ -28,7 +28,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from pasmr_jax.models import lora, transformer
 from pasmr_jax.models.config import TransformerConfig
-from pasmr_jax.models.layers import row_axes
+from pasmr_jax.models.layers import is_mapped, row_axes
 
 AnyArray = jax.Array | np.ndarray
 Number = float | Float[AnyArray, ""]
@@ -269,8 +269,11 @@ class _Slots:
 
   @property
   def chunks(self) -> Int[Array, ""]:
-    """How many chunks have wanted tokens in any group."""
-    return (self.counts.max() + self.size - 1) // self.size
+    """How many chunks have wanted tokens in any group, of any replica."""
+    most = self.counts.max()
+    if is_mapped("replica"):  # a loop that is of another length in each would keep both its results
+      most = jax.lax.pmax(most, "replica")
+    return (most + self.size - 1) // self.size
 
   def chunk(self, index: Any) -> tuple[Float[Array, "F N D"], Any]:
     cut = lambda one: jax.lax.dynamic_slice_in_dim(one, index * self.size, self.size, axis=1)  # noqa: E731

@@ -51,6 +51,7 @@ class TrainState(flax.struct.PyTreeNode):
 
 
 Metrics = dict[str, Float[Array, ""]]
+Found = tuple[Array, dict[str, Array]]  # a loss and its parts; of each replica where there are any
 
 
 @dataclasses.dataclass(frozen=True)
@@ -179,8 +180,11 @@ class Learner:
     pieces: int,
     start: Any = None,
     filled: Bool[Array, "B T"] | None = None,
-  ) -> tuple[tuple[Array, Parts], Any]:
+  ) -> tuple[Found, Any]:
     """A loss with its parts, and its gradients, summed over the microbatches of a batch.
+
+    On a mesh of several replicas each has sums of its own, along a leading axis: `_together` adds
+    them up.
 
     Args:
       state: its parameters are differentiated.
@@ -193,13 +197,20 @@ class Learner:
     differentiate = jax.value_and_grad(
       lambda params, piece: loss(state.whole(params), piece), has_aux=True
     )
+    combine, hold = add_parts, lambda gradients: gradients
+    if _replicas() > 1:
+      axes = {"axis_name": "replica", "spmd_axis_name": "replica"}
+      differentiate = jax.vmap(differentiate, in_axes=(None, 0), **axes)
+      combine, hold = jax.vmap(add_parts), lambda gradients: jax.tree.map(_apart, gradients)
+    split = _dealt(batch, pieces)
+    first = jax.tree.map(lambda x: x[0], split)
     if pieces == 1:
-      found, gradients = differentiate(state.params, batch)
-      return found, gradients if start is None else jax.tree.map(jnp.add, start, gradients)
+      found, gradients = differentiate(state.params, first)
+      return found, hold(gradients if start is None else jax.tree.map(jnp.add, start, gradients))
 
     def add(sums, piece):
       found, gradients = differentiate(state.params, piece)
-      return add_parts(sums[0], found), jax.tree.map(jnp.add, sums[1], gradients)
+      return combine(sums[0], found), hold(jax.tree.map(jnp.add, sums[1], gradients))
 
     def step(sums, piece):
       piece, wanted = piece
@@ -207,18 +218,18 @@ class Learner:
         return add(sums, piece), None
       return jax.lax.cond(wanted, add, lambda sums, _: sums, sums, piece), None
 
-    split = _split(batch, pieces)
-    wanted = None if filled is None else _split(filled, pieces).any(axis=(1, 2))
-    shapes = jax.eval_shape(differentiate, state.params, jax.tree.map(lambda x: x[0], split))
+    wanted = None
+    if filled is not None:
+      places = _dealt(filled, pieces)
+      wanted = places.any(axis=tuple(range(1, places.ndim)))
+    shapes = jax.eval_shape(differentiate, state.params, first)
     found, gradients = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
-    sums = found, gradients if start is None else start
+    sums = found, hold(gradients) if start is None else start
     return jax.lax.scan(step, sums, (split, wanted))[0]
 
-  def _apply(
-    self, state: TrainState, found: tuple[Array, Parts], gradients: Any
-  ) -> tuple[TrainState, Metrics]:
+  def _apply(self, state: TrainState, found: Found, gradients: Any) -> tuple[TrainState, Metrics]:
     """The state after the optimizer's step, and what is told of it."""
-    total, parts = found
+    (total, parts), gradients = _together(found, gradients)
     norm = optax.tree.norm(optax.tree.cast(gradients, jnp.float32))
     # One number that is not finite would spread to every parameter: such a step changes nothing.
     sound = jnp.isfinite(total) & jnp.isfinite(norm)
@@ -239,6 +250,34 @@ class Learner:
       keep = self.average_decay
       average = jax.tree.map(lambda a, p: keep * a + (1 - keep) * p, average, params)
     return params, opt_state, average
+
+
+def _replicas() -> int:
+  """Of the current mesh: each holds all parameters, and a network may be between them."""
+  return jax.sharding.get_abstract_mesh().shape.get("replica", 1)
+
+
+def _together(found: Found, gradients: Any) -> tuple[Found, Any]:
+  """Loss, parts and gradients of all replicas: the one time that they tell each other."""
+  if _replicas() == 1:
+    return found, gradients
+  each = [jax.tree.map(lambda x, one=one: x[one], found) for one in range(_replicas())]
+  return functools.reduce(add_parts, each), jax.tree.map(lambda x: x.sum(axis=0), gradients)
+
+
+def _dealt(tree: Any, pieces: int) -> Any:
+  """The microbatches of a batch, `[pieces, rows, ...]`; or `[pieces, replicas, rows, ...]`."""
+  replicas = _replicas()
+  if replicas == 1:
+    return _split(tree, pieces)
+  apart = jax.tree.map(lambda x: _apart(x.reshape(replicas, -1, *x.shape[1:]), "fsdp"), tree)
+  return jax.vmap(lambda own: _split(own, pieces), out_axes=1)(apart)
+
+
+def _apart(array: Array, *axes: str) -> Array:
+  """An array of replicas with each one's part on its own devices, split there over `axes`."""
+  rest = [PartitionSpec.UNCONSTRAINED] * (array.ndim - 1 - len(axes))
+  return jax.lax.with_sharding_constraint(array, PartitionSpec("replica", *axes, *rest))
 
 
 def _split(tree, pieces: int):
