@@ -17,6 +17,7 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 import optax
+from jax.sharding import PartitionSpec
 from jaxtyping import Array, Bool, Float, Int
 
 from pasmr_jax.learning import losses
@@ -294,5 +295,5 @@ def _join(array: Float[Array, "M N T"]) -> Float[Array, "B T"]:
 def _replicated_like(params):
   sharding = jax.tree.leaves(params)[0].sharding
   if isinstance(sharding, jax.sharding.NamedSharding):
-    return jax.sharding.NamedSharding(sharding.mesh, jax.sharding.PartitionSpec())
+    return jax.sharding.NamedSharding(sharding.mesh, PartitionSpec())
   return sharding

@@ -31,6 +31,7 @@ class Program:
   keywords: Mapping[str, Any] = dataclasses.field(default_factory=dict)
   parts: Mapping[str, Any] = dataclasses.field(default_factory=dict)  # trees it holds, by name
   resident: Mapping[str, Any] = dataclasses.field(default_factory=dict)  # trees held beside it
+  working: int = 0  # bytes on one device of what else must be there at one moment of it
   vocabulary: int = 0  # logits of a token on one device
   logits: int = 0  # of all tokens that one device has logits of at a time
   calls: int = 1  # a step
@@ -86,13 +87,14 @@ def compile_program(program: Program, devices: int, chip: Chip, quick: bool) -> 
 def held_bytes(program: Program) -> int:
   """Bytes that one device holds of what is known by its shape: less than the program needs."""
   held = [tree for name, tree in program.parts.items() if name != "gradients"]
-  return sum(map(device_bytes, (*held, *program.resident.values())))
+  return sum(map(device_bytes, (*held, *program.resident.values()))) + program.working
 
 
 def too_much(program: Program, chip: Chip) -> dict[str, Any]:
   """The report of a program that cannot fit, whatever the compiler does."""
   trees = {**program.parts, **program.resident}
   filled = {name: device_bytes(tree) for name, tree in trees.items() if name != "gradients"}
+  filled[REST] = program.working
   held = held_bytes(program)
   return {
     "program": program.name,

@@ -18,7 +18,7 @@ import numpy as np
 from pasmr_jax import Config
 from pasmr_jax.experiment import setup
 from pasmr_jax.experiment.checkpoint import abstract_params
-from pasmr_jax.experiment.planning.compiling import Program
+from pasmr_jax.experiment.planning.compiling import Program, device_bytes
 from pasmr_jax.experiment.planning.workload import Workload
 from pasmr_jax.learning import losses
 from pasmr_jax.learning.logprobs import chunk_size
@@ -117,16 +117,17 @@ class Planner:
   def supervised(self, stage: str) -> Program:
     settings = self.config[stage]
     learner, state = self._learner(stage), self._state(stage)
-    batch = self._sequences(settings.batch_size, settings.max_length)
+    shape = (settings.batch_size, settings.max_length)
     return Program(
       name=f"{stage} update",
       function=Learner.update_supervised,
       branches=True,
-      arguments=(learner, state, batch),
+      arguments=(learner, state, self._sequences(*shape)),
       parts=self._parts(state),
-      **self._scored((settings.batch_size, settings.max_length), learner.microbatches),
-      tokens=settings.batch_size * settings.max_length,
-      model_flops=self._model_flops(stage, (settings.batch_size, settings.max_length)),
+      working=self._working(state, shape, learner.microbatches),
+      **self._scored(shape, learner.microbatches),
+      tokens=math.prod(shape),
+      model_flops=self._model_flops(stage, shape),
     )
 
   def policy(self) -> Program:
@@ -160,6 +161,7 @@ class Planner:
       arguments=(learner, state, batch, rehearsal, settings, np.float32(srl.rehearsal_weight)),
       parts=self._parts(state),
       resident=self._reference(decoded=True),
+      working=self._working(state, shape, pieces),
       **scored,
       calls=inner,
       tokens=math.prod(shape),
@@ -361,6 +363,30 @@ class Planner:
     """Of an SRL row's tokens, where prompts and responses are at their limits."""
     srl = self.config.srl
     return srl.max_new_tokens / (srl.max_prompt_length + srl.max_new_tokens)
+
+  def _working(self, state: TrainState, shape: tuple[int, int], pieces: int) -> int:
+    """Bytes on one device that an update cannot do without while it sums the table's gradient.
+
+    The sums over microbatches; the output table, gathered; its gradient of the device's own rows;
+    and of each layer what its recomputation starts from. Other activations and logits come on top.
+
+    Args:
+      state: of the stage.
+      shape: rows and tokens of its whole batch.
+      pieces: its microbatches.
+    """
+    model, mesh = self.model, self.mesh
+    width = jnp.dtype(model.dtype).itemsize
+    table = self._vocabulary * model.embed_dim
+    working = device_bytes(state.params) if pieces > 1 else 0
+    if mesh.shape["fsdp"] > 1:
+      working += table * width
+    if state.frozen is None:
+      working += table * jnp.dtype(jnp.float32).itemsize
+    if model.remat != "none":
+      tokens = math.prod(shape) // (pieces * meshes.row_parts(mesh))
+      working += model.num_layers * tokens * model.embed_dim * width
+    return working
 
   def _scored(self, shape: tuple[int, int], pieces: int, share: float = 1.0) -> dict[str, Any]:
     """The logits that one device has at a time, and how many such chunks a microbatch has.
