@@ -170,9 +170,10 @@ def executions(
   """How often each computation runs.
 
   Of a conditional the branches count as never run: where programs sample they hold only optional
-  truncation and work that one platform does not do. With `branches` each counts as run once: in an
-  update one does the optimizer's work and the other has none. `fusions` also visits the insides of
-  fusions, where collectives may stand.
+  truncation and work that one platform does not do. With `branches` one of those that do anything
+  counts as run, each to an equal share: in an update the optimizer's work has no other beside it,
+  and of attention's two kernels, local and global, a layer takes one. `fusions` also visits the
+  insides of fusions, where collectives may stand.
   """
   times: dict[str, float] = collections.defaultdict(float)
 
@@ -187,8 +188,9 @@ def executions(
         visit(condition, runs)
       elif one.opcode == "conditional" and branches:
         names = ("branch_computations", "true_computation", "false_computation")
-        for callee in one.called(*names):
-          visit(callee, count)
+        working = [callee for callee in one.called(*names) if _does_anything(module, callee)]
+        for callee in working:
+          visit(callee, count / len(working))
       elif one.opcode == "call" or (one.opcode == "fusion" and fusions):
         for callee in one.called("to_apply", "calls"):
           visit(callee, count)
@@ -198,6 +200,12 @@ def executions(
 
   visit(module.entry, 1)
   return times
+
+
+def _does_anything(module: Module, name: str) -> bool:
+  """Whether a computation is more than its parameters handed on."""
+  idle = ("parameter", "get-tuple-element", "tuple", "bitcast", "constant")
+  return any(one.opcode not in idle for one in module.computations[name].instructions)
 
 
 def scheduled_arrays(module: Module) -> Iterator[Array]:

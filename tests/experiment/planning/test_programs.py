@@ -132,16 +132,17 @@ def test_the_embedding_is_gathered_and_its_gradient_reduced_once_a_pass(tmp_path
 @pytest.mark.long
 @pytest.mark.tpu_compile
 @pytest.mark.slow
-def test_slices_exchange_gradients_alone(tmp_path):
+def test_slices_exchange_gradients_alone_and_once_a_step(tmp_path):
   pytest.importorskip("libtpu", reason="libtpu, which compiles for TPUs, is not installed")
   out = tmp_path / "plan.json"
   flags = ["--topology=v5e:2x2", "--num_slices=2", "--programs=srl update", f"--out={out}"]
-  finished = plan(tmp_path, *flags)
+  finished = plan(tmp_path, *flags, **{"srl.microbatches": 4, "srl.row_bucket": 32})
   assert finished.returncode == 0, finished.stderr[-3000:]
   assert "2 slices of v5e:2x2: 8 chips, replica=2 x fsdp=4 x tensor=1" in finished.stdout
   report = json.loads(out.read_text("utf-8"))
   (program,) = report["programs"]
   moved = program["parts"][0]["collective_bytes"]["from other slices"]
+  assert "srl" not in " ".join(report["adjusted"])  # four microbatches they are
   # Of each gradient the quarter that a device holds of its slice's sum, in float32 or bfloat16.
   assert report["parameters"] / 4 * 2 < moved < 1.2 * report["parameters"] * 4
 
