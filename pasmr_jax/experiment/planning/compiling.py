@@ -72,6 +72,7 @@ def compile_program(program: Program, devices: int, chip: Chip, quick: bool) -> 
   total = peak + sum(resident.values())
   report |= {
     "fits": module is not None and total <= chip.hbm_limit,
+    "held_bytes": held_bytes(program),
     "peak_bytes": total,
     "over_bytes": max(0, math.ceil(total - chip.hbm_limit)),
     "filled_by": filled_by(program, peak, module) | {k: v for k, v in resident.items() if v},
@@ -101,6 +102,7 @@ def too_much(program: Program, chip: Chip) -> dict[str, Any]:
     "calls": program.calls,
     "fits": False,
     "compiled": False,
+    "held_bytes": held,
     "peak_bytes": held,
     "over_bytes": math.ceil(held - chip.hbm_limit),
     "filled_by": {name: size for name, size in filled.items() if size},

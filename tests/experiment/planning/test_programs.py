@@ -62,6 +62,8 @@ def test_the_programs_of_training_compile_for_a_tpu(compiled_plan):
   for program in programs.values():
     assert program["fits"]
     assert 0 < program["peak_bytes"] < 15.75 * GIB
+    # What is weighed without compiling, to leave slices out, is never more than the compiler takes.
+    assert 0 < program["held_bytes"] <= program["peak_bytes"]
     assert sum(program["filled_by"].values()) == program["peak_bytes"]
   assert programs["srl update"]["parts"][0]["flops"] > 0
   assert "v5e:2x2: 4 chips, fsdp=4" in printed
