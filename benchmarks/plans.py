@@ -5,9 +5,9 @@
 For each model and TPU generation, every program of the model's own configuration is compiled with
 little effort for one slice after the other, from the first that could hold what is known by shape,
 until all fit (mesh.tensor doubled, up to 8, where weights are too many while sampling). There the
-programs whose times the table has are compiled once more, as training compiles them. A row is
-written as soon as it is known. Rows that --out has already stay in it, and answers are kept in
---cache, so the table can be made in parts.
+programs that --timed names are compiled once more, as training compiles them; times of others are
+marked with a ~. A row is written as soon as it is known. Rows that --out has already stay in it,
+and answers are kept in --cache, so the table can be made in parts.
 """
 
 import argparse
@@ -22,6 +22,7 @@ from typing import Any
 from benchmarks import record
 from pasmr_jax.experiment.planning.cost import CHIPS, GIB
 from pasmr_jax.experiment.planning.plan import Planning
+from pasmr_jax.experiment.planning.table import step_parts
 
 MODELS = {  # name -> configuration file and its argument
   "Gemma 3 270M": ("pasmr_gemma", "270m"),
@@ -50,7 +51,7 @@ WEIGHED = ("model", "no slice smaller than", "mesh.tensor", "holds by shape, GiB
 
 
 def row(entry: Mapping[str, Any]) -> list[str]:
-  """The cells of one model on one generation; '-' is what was compiled with little effort only."""
+  """The cells of one model on one generation; ~ marks what was compiled with little effort."""
   model, generation, report = (entry[key] for key in ("model", "generation", "report"))
   if report is None:
     return [model, f"{generation}: none up to {CHIPS[generation].slices[-1]}"] + ["-"] * 8
@@ -58,22 +59,24 @@ def row(entry: Mapping[str, Any]) -> list[str]:
   programs = [timed.get(program["program"], program) for program in report["programs"]]
   worst = max(programs, key=lambda program: program["peak_bytes"])
   refused = "" if all(program["fits"] for program in programs) else ", does not fit"
-  parts = {name: program["parts"][0] for name, program in timed.items() if program["fits"]}
+  parts = {part["part"]: part for program in programs for part in program.get("parts", ())}
+  mark = {name: "" if name in timed else "~" for name in parts}
   update, decode = parts.get("srl update"), parts.get("decode")
   mesh = " x ".join(f"{axis}={size}" for axis, size in report["mesh"].items() if size > 1)
-  step = sum(part["calls"] * part["floor_seconds"] for part in parts.values())
+  step = sum(seconds for _, seconds, _ in step_parts({"programs": programs}))
+  quick = mark.get("srl update")
   return [
     model,
     report["topology"],
     mesh or "one chip",
     f"{worst['peak_bytes'] / GIB:.1f} of {report['limit_bytes'] / GIB:.1f},"
     f" {worst['program']}{refused}",
-    f"{update['floor_seconds']:.2f}" if update else "-",
-    f"{update['tokens_per_second']:,.0f}" if update else "-",
+    f"{quick}{update['floor_seconds']:.2f}" if update else "-",
+    f"{quick}{update['tokens_per_second']:,.0f}" if update else "-",
     update["bound"] if update else "-",
-    f"{update['model_flops_share']:.0%}" if update else "-",
-    f"{decode['tokens_per_second']:,.0f}, {decode['bound']}" if decode else "-",
-    f"{step:.1f}" if update and decode else "-",
+    f"{quick}{update['model_flops_share']:.0%}" if update else "-",
+    f"{mark['decode']}{decode['tokens_per_second']:,.0f}, {decode['bound']}" if decode else "-",
+    f"{max(mark.values())}{step:.1f}" if update and decode else "-",
   ]
 
 
@@ -112,6 +115,9 @@ def main() -> None:
   parser.add_argument("--models", nargs="*", choices=MODELS, default=list(MODELS))
   parser.add_argument("--generations", nargs="*", choices=CHIPS, default=list(CHIPS))
   parser.add_argument(
+    "--programs", nargs="*", default=[], help="compile these alone, such as decode or 'srl update'"
+  )
+  parser.add_argument(
     "--timed", nargs="*", choices=TIMED, default=TIMED, help="compiled again with full effort"
   )
   parser.add_argument("--by_shape", action="store_true", help="compile nothing: see docs/tpu.md")
@@ -124,7 +130,7 @@ def main() -> None:
   for generation, model in itertools.product(arguments.generations, arguments.models):
     name, size = MODELS[model]
     config = importlib.import_module(f"configs.{name}").get_config(size)
-    planning = Planning(config, arguments.cache.expanduser())
+    planning = Planning(config, arguments.cache.expanduser(), programs=tuple(arguments.programs))
     if arguments.by_shape:
       weighed.append(weighed_row(model, generation, planning.weigh(generation)))
       continue

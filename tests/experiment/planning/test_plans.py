@@ -19,6 +19,7 @@ def asked(monkeypatch):
   def smallest(self, generation):
     asked.append(("smallest", generation, self.quick))
     report = made_up(True, mesh=(1, 2, 2)) | {"topology": f"{generation}:2x2"}
+    report["programs"][1]["parts"][0]["model_flops_share"] = 0.5
     return (report, [(f"{generation}:1x1", "too small")]) if generation == "v5e" else (None, [])
 
   def plan(self, topology):
@@ -48,10 +49,9 @@ def test_times_are_those_of_full_effort_on_the_slice_that_was_found(asked, tmp_p
   assert cells["peak GiB"].startswith("12.0 of 15.8")
   assert (cells["SRL update, s"], cells["of peak FLOP/s"]) == ("0.50", "62%")
   assert cells["SRL step, s"] == f"{2 * 3 * 0.5:.1f}"
-  # With little effort alone there are no times, and no slice at all is said.
-  quick = plans.row({"model": "M"} | plans.found(planning, "v5e", ()))
-  assert quick[3].startswith("14.8 of 15.8")
-  assert set(quick[4:]) == {"-"}
+  # What was compiled with little effort alone is marked, and a step with any of it.
+  mixed = plans.row({"model": "M"} | plans.found(planning, "v5e", ("srl update",)))
+  assert (mixed[4], mixed[8], mixed[9]) == ("0.50", "~400, memory", f"~{3 * 0.5 + 2 * 2 * 0.25}")
   none = plans.row({"model": "M"} | plans.found(planning, "v6e", plans.TIMED))
   assert none[:2] == ["M", "v6e: none up to 16x16"]
 
