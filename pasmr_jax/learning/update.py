@@ -160,7 +160,7 @@ class Learner:
 
   def pieces(self, rows: int) -> int:
     """Microbatches of a policy batch of so many rows, those that are left out included."""
-    return self.microbatches * (rows // self.row_bucket if self.row_bucket else 1)
+    return self.microbatches * rows // (self.row_bucket or rows)
 
   def _supervised(self, params, sequences: losses.Sequences):
     """The supervised loss of a batch, which has no parts."""

@@ -170,10 +170,10 @@ def executions(
   """How often each computation runs.
 
   Of a conditional the branches count as never run: where programs sample they hold only optional
-  truncation and work that one platform does not do. With `branches` one of those that do anything
-  counts as run, each to an equal share: in an update the optimizer's work has no other beside it,
-  and of attention's two kernels, local and global, a layer takes one. `fusions` also visits the
-  insides of fusions, where collectives may stand.
+  truncation and work that one platform does not do. With `branches` the longest one counts as run:
+  in an update that is the optimizer's work, or a microbatch, beside a branch that does nothing; and
+  of attention's two kernels, local and global, which move the same, each layer takes one. `fusions`
+  also visits the insides of fusions, where collectives may stand.
   """
   times: dict[str, float] = collections.defaultdict(float)
 
@@ -188,9 +188,10 @@ def executions(
         visit(condition, runs)
       elif one.opcode == "conditional" and branches:
         names = ("branch_computations", "true_computation", "false_computation")
-        working = [callee for callee in one.called(*names) if _does_anything(module, callee)]
-        for callee in working:
-          visit(callee, count / len(working))
+        callees = one.called(*names)
+        longest = max(callees, key=lambda callee: len(module.computations[callee].instructions))
+        for callee in callees:
+          visit(callee, count if callee == longest else 0)
       elif one.opcode == "call" or (one.opcode == "fusion" and fusions):
         for callee in one.called("to_apply", "calls"):
           visit(callee, count)
@@ -200,12 +201,6 @@ def executions(
 
   visit(module.entry, 1)
   return times
-
-
-def _does_anything(module: Module, name: str) -> bool:
-  """Whether a computation is more than its parameters handed on."""
-  idle = ("parameter", "get-tuple-element", "tuple", "bitcast", "constant")
-  return any(one.opcode not in idle for one in module.computations[name].instructions)
 
 
 def scheduled_arrays(module: Module) -> Iterator[Array]:
