@@ -224,6 +224,11 @@ class Planner:
     rows = load.prefill_prompts
     numbers = self._rows((rows,), jnp.int32)
     width = jax.eval_shape(lambda: jax.random.key_data(jax.random.key(0))).shape
+    # No logits are taken: an output table of its own is no argument of what is compiled.
+    read = {name: leaf for name, leaf in self.decoded_params.items() if name != "head"}
+    beside = self._beside_sampling() | {"cache": self._slots().cache}
+    if "head" in self.decoded_params:
+      beside["output table"] = self.decoded_params["head"]
     return Program(
       name="prefill",
       function=slots.prefill,
@@ -239,8 +244,8 @@ class Planner:
         numbers,
       ),
       keywords={"config": self.engine.decoding, "mesh": self.mesh},
-      parts={"parameters": self.decoded_params},
-      resident=self._beside_sampling() | {"cache": self._slots().cache},
+      parts={"parameters": read},
+      resident=beside,
       calls=load.prefills,
       tokens=rows * load.prompt_length,
     )
