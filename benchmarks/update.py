@@ -94,7 +94,7 @@ def main() -> None:
   parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
   parser.add_argument("--out", type=pathlib.Path)
   parser.add_argument("--repeats", type=int, default=3)
-  parser.add_argument("--remat", default="dots", help="model.remat")
+  parser.add_argument("--remat", default="full", help="model.remat")
   parser.add_argument("--only", choices=UPDATES, help="measures this one here, and prints JSON")
   arguments = parser.parse_args()
   if arguments.only:

@@ -176,9 +176,13 @@ def srl() -> ConfigDict:
   config.update_rows = 0  # train on so many rows of most extreme advantage a step; 0 is all
   config.inner_batches = 1  # optimizer steps a rollout, each on a part of its rows
   config.inner_epochs = 1  # passes over a rollout
-  config.microbatches = 1  # gradient accumulation inside one optimizer step
   config.row_length = 0  # responses are packed into rows of so many tokens; 0: as the longest
-  config.row_bucket = 8  # the number of rows is padded to a multiple of this
+  config.longer_rows = ()  # other lengths, each a program of its own: a step takes the one that
+  #                          leaves the least padding
+  # Gradient accumulation: row_bucket / microbatches rows at a time, as often as there are rows. So
+  # few, on average half of them, are padding; so many are in memory.
+  config.row_bucket = 8
+  config.microbatches = 1
   config.mask_truncated = True  # truncated responses have no gradient
   config.advantage = "dr_grpo"  # grpo, dr_grpo, rloo or reinforce_pp
   config.credit = "split"  # all: one advantage a response; split: translation and reasoning apart

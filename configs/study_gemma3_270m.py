@@ -70,7 +70,7 @@ def _real(trained, unseen):
   config.srl.max_prompt_length = 384
   config.srl.max_new_tokens = 320
   config.srl.max_pivot_tokens = 256
-  config.srl.microbatches = 4
+  config.srl.microbatches = 16  # of 4 rows
   config.srl.row_length = 1024
   config.srl.row_bucket = 64
   config.srl.optimizer.learning_rate = 3e-6

@@ -41,6 +41,7 @@ SMALL = {
   "srl.questions": 8,
   "srl.group_size": 4,
   "srl.update_rows": 16,
+  "srl.microbatches": 1,  # of 8 rows, which 8 devices can share
   "srl.rehearsal_rows": 8,
   "srl.max_new_tokens": 72,
   "srl.max_pivot_tokens": 40,

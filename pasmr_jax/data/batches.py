@@ -147,26 +147,30 @@ def fit_examples(examples: Sequence[Example], max_length: int) -> tuple[list[Exa
   return kept, len(examples) - len(kept)
 
 
-def first_fit(lengths: Sequence[int], room: int) -> list[list[int]]:
-  """Which items share a row of `room` tokens: each goes, in order, to the first row with room.
+def best_fit(lengths: Sequence[int], room: int) -> list[list[int]]:
+  """Which items share a row of `room` tokens: the longest first, each in the fullest row with room.
 
-  >>> first_fit([5, 4, 3, 2], 8)
+  Rows, and the items of a row, are in the order of the items.
+
+  >>> best_fit([5, 4, 3, 2], 8)
   [[0, 2], [1, 3]]
 
   Raises ValueError for an item that fits no row.
   """
   rows: list[list[int]] = []
   left: list[int] = []
-  for item, length in enumerate(lengths):
+  for item in sorted(range(len(lengths)), key=lambda item: -lengths[item]):
+    length = lengths[item]
     if length > room:
       raise ValueError(f"item {item} has {length} tokens, expected at most {room}")
-    row = next((row for row, tokens in enumerate(left) if tokens >= length), len(rows))
+    fitting = [row for row, tokens in enumerate(left) if tokens >= length]
+    row = min(fitting, key=left.__getitem__, default=len(rows))
     if row == len(rows):
       rows.append([])
       left.append(room)
     rows[row].append(item)
     left[row] -= length
-  return rows
+  return sorted(sorted(row) for row in rows)
 
 
 def padding_share(batch: SupervisedBatch) -> float:

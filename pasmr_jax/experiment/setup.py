@@ -352,6 +352,7 @@ def make_learner(config: Config, stage: str, model: TransformerConfig, valid_voc
     optimizer=make_optimizer(settings.optimizer, updates),
     valid_vocab=valid_vocab,
     microbatches=settings.microbatches,
+    row_bucket=settings.row_bucket if stage == "srl" else 0,
     average_decay=config.feedback.ema_decay,
   )
 

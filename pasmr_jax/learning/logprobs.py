@@ -28,7 +28,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from pasmr_jax.models import lora, transformer
 from pasmr_jax.models.config import TransformerConfig
-from pasmr_jax.models.layers import row_axes
+from pasmr_jax.models.layers import is_mapped, row_axes
 
 AnyArray = jax.Array | np.ndarray
 Number = float | Float[AnyArray, ""]
@@ -82,8 +82,11 @@ def token_logprobs(
 
   def score(index, scored):
     states, targets = slots.chunk(index)
-    logprobs = _logprobs(_products(states, table), targets, scoring)
-    logprobs = jnp.where(slots.inside(index), logprobs, 0.0)
+    logits = transformer.finish_logits(
+      _products(states, table), scoring.config, scoring.valid_vocab
+    )
+    logprobs, _, _ = _logprobs(logits, targets.reshape(-1), scoring.temperature)
+    logprobs = jnp.where(slots.inside(index), logprobs.reshape(targets.shape), 0.0)
     return jax.lax.dynamic_update_slice(scored, logprobs, (0, index * slots.size))
 
   empty = jnp.zeros(slots.hidden.shape[:2], jnp.float32)
@@ -115,20 +118,28 @@ def token_loss(
 
   def sweep(hidden, table):
     """The loss with its parts, and the gradients of hidden states and table."""
+    finish = lambda one: transformer.finish_logits(one, scoring.config, scoring.valid_vocab)  # noqa: E731
     slots = _arrange(hidden, wanted, (sequences.tokens, rows), scoring)
     gathered = _gathered(table, hidden.dtype)
 
-    def value(products, index):
-      _, (targets, told) = slots.chunk(index)
+    def value(logprobs, told, index):
       inside = slots.inside(index)
       told = jax.tree.map(lambda one: jnp.where(inside, one, jnp.zeros_like(one)), told)
-      return loss(_logprobs(products, targets, scoring), told)
+      return loss(logprobs, told)
 
     def add(index, sums):
       totals, to_hidden, to_table = sums
-      states, _ = slots.chunk(index)
+      states, (targets, told) = slots.chunk(index)
+      flat = targets.reshape(-1)
+      logits, to_before = jax.vjp(finish, _products(states, gathered))
+      logprobs, powers, total = _logprobs(logits, flat, scoring.temperature)
       differentiate = jax.value_and_grad(value, has_aux=True)
-      found, to_products = differentiate(_products(states, gathered), index)
+      found, slopes = differentiate(logprobs.reshape(targets.shape), told, index)
+      slopes = (slopes / scoring.temperature).reshape(-1, 1)
+      # d log p / d logits is 1 at the target, less each token's probability.
+      to_logits = jnp.where(_is(flat, logits), slopes, 0.0) - powers * (slopes / total[:, None])
+      (to_products,) = to_before(to_logits)
+      to_products = to_products.reshape(*targets.shape, -1)
       to_products = to_products.astype(states.dtype)
       to_states = jnp.einsum("FNV,VD->FND", to_products, gathered)
       to_hidden = jax.lax.dynamic_update_slice(to_hidden, to_states, (0, index * slots.size, 0))
@@ -136,7 +147,8 @@ def token_loss(
         to_table = _add_products(to_table, to_products, states)
       return add_parts(totals, found), to_hidden, to_table
 
-    shapes = jax.eval_shape(lambda: value(_products(slots.chunk(0)[0], gathered), 0))
+    empty = jnp.zeros((slots.hidden.shape[0], slots.size), jnp.float32)
+    shapes = jax.eval_shape(lambda: value(empty, slots.chunk(0)[1][1], 0))
     totals = jax.tree.map(lambda one: jnp.zeros(one.shape, one.dtype), shapes)
     to_table = None
     if trained:
@@ -185,9 +197,10 @@ def _gathered(table: Float[Array, "V D"], dtype: Any) -> Float[Array, "V D"]:
   return _split(table.astype(dtype), _vocabulary_axis(table), None)
 
 
-def _products(states: Float[Array, "F N D"], table: Float[Array, "V D"]) -> Float[Array, "F N V"]:
-  """Logits before caps and temperature, in float32."""
-  return jnp.einsum("FND,VD->FNV", states, table, preferred_element_type=jnp.float32)
+def _products(states: Float[Array, "F N D"], table: Float[Array, "V D"]) -> Float[Array, "M V"]:
+  """Logits before caps and temperature, in float32, of all groups' tokens: M = F N."""
+  flat = states.reshape(-1, states.shape[-1])
+  return jnp.einsum("MD,VD->MV", flat, table, preferred_element_type=jnp.float32)
 
 
 def _add_products(
@@ -216,14 +229,31 @@ def _add_products(
 
 
 def _logprobs(
-  products: Float[Array, "F N V"], targets: Int[Array, "F N"], scoring: Scoring
-) -> Float[Array, "F N"]:
-  logits = transformer.finish_logits(products, scoring.config, scoring.valid_vocab)
-  logits /= scoring.temperature
-  # Not a gather: this needs no logits of other devices, and its gradient is no scatter.
-  is_target = jnp.arange(logits.shape[-1]) == targets[..., None]
-  chosen = jnp.where(is_target, logits, 0.0).sum(axis=-1)
-  return chosen - jax.nn.logsumexp(logits, axis=-1)
+  logits: Float[Array, "M V"], targets: Int[Array, " M"], temperature: Number
+) -> tuple[Float[Array, " M"], Float[Array, "M V"], Float[Array, " M"]]:
+  """log p of the targets; and exp of all logits, less the largest, with its sum over V.
+
+  Powers over their sum are probabilities: written so that they may take the place of the logits.
+  """
+  chosen = jax.lax.platform_dependent(logits, targets, cpu=_taken, default=_summed)
+  largest = logits.max(axis=-1)
+  powers = jnp.exp((logits - largest[..., None]) / temperature)
+  total = powers.sum(axis=-1)
+  return (chosen - largest) / temperature - jnp.log(total), powers, total
+
+
+def _summed(logits: Float[Array, "M V"], targets: Int[Array, " M"]) -> Float[Array, " M"]:
+  """The targets' logits where a sum reads them as they come: needs none of other devices."""
+  return jnp.where(_is(targets, logits), logits, 0.0).sum(axis=-1)
+
+
+def _taken(logits: Float[Array, "M V"], targets: Int[Array, " M"]) -> Float[Array, " M"]:
+  """The same on CPUs, which would write down what they sum."""
+  return jnp.take_along_axis(logits, targets[:, None], axis=1)[:, 0]
+
+
+def _is(targets: Int[Array, " M"], logits: Float[Array, "M V"]) -> Bool[Array, "M V"]:
+  return jnp.arange(logits.shape[1]) == targets[:, None]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -239,8 +269,11 @@ class _Slots:
 
   @property
   def chunks(self) -> Int[Array, ""]:
-    """How many chunks have wanted tokens in any group."""
-    return (self.counts.max() + self.size - 1) // self.size
+    """How many chunks have wanted tokens in any group, of any replica."""
+    most = self.counts.max()
+    if is_mapped("replica"):  # a loop that is of another length in each would keep both its results
+      most = jax.lax.pmax(most, "replica")
+    return (most + self.size - 1) // self.size
 
   def chunk(self, index: Any) -> tuple[Float[Array, "F N D"], Any]:
     cut = lambda one: jax.lax.dynamic_slice_in_dim(one, index * self.size, self.size, axis=1)  # noqa: E731

@@ -1,9 +1,11 @@
 """One jitted optimizer step: `(state, batch) -> (state, metrics)`, its state donated.
 
-`Learner.update_supervised` and `Learner.update_policy` share one body: make the weights sum to 1
-over the global batch (so that microbatches equal the whole), split it into microbatches, add up
-their gradients, clip, and apply the optimizer once. An update whose loss or gradient is not finite
-is skipped: the state keeps all but its step, and `skipped_updates` is 1.
+`Learner.update_supervised` and `Learner.update_policy` do the same: make the weights sum to 1 over
+the global batch (so that microbatches equal the whole), split it into microbatches, add up their
+gradients (`_gradients`), clip, and apply the optimizer once (`_apply`). A microbatch in which
+nothing has a weight is left out: how many rows a rollout needs is known only then, and one program
+with room for the most serves them all. An update whose loss or gradient is not finite is skipped:
+the state keeps all but its step, and `skipped_updates` is 1.
 """
 
 import dataclasses
@@ -15,10 +17,18 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 import optax
-from jaxtyping import Array, Float, Int
+from jax.sharding import PartitionSpec
+from jaxtyping import Array, Bool, Float, Int
 
 from pasmr_jax.learning import losses
-from pasmr_jax.learning.logprobs import Number, Scoring, add_parts, token_logprobs, token_loss
+from pasmr_jax.learning.logprobs import (
+  Number,
+  Parts,
+  Scoring,
+  add_parts,
+  token_logprobs,
+  token_loss,
+)
 from pasmr_jax.learning.optim import map_moments
 from pasmr_jax.models.config import TransformerConfig
 from pasmr_jax.models.lora import Adapted, Frozen
@@ -42,6 +52,7 @@ class TrainState(flax.struct.PyTreeNode):
 
 
 Metrics = dict[str, Float[Array, ""]]
+Found = tuple[Array, dict[str, Array]]  # a loss and its parts; of each replica where there are any
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,7 +62,8 @@ class Learner:
   config: TransformerConfig
   optimizer: optax.GradientTransformation
   valid_vocab: int
-  microbatches: int = 1
+  microbatches: int = 1  # of a batch, or of each `row_bucket` rows
+  row_bucket: int = 0  # rows of a policy batch that `microbatches` divide; 0 is all of them
   chunk: int = 0  # tokens of a device whose logits exist at a time; 0 is by size (logprobs.LOGITS)
   average_decay: float = 0.0
 
@@ -87,11 +99,9 @@ class Learner:
     self, state: TrainState, batch: losses.Sequences
   ) -> tuple[TrainState, Metrics]:
     """One supervised step on a global batch."""
-
-    def loss(params, batch):
-      return self._supervised(params, batch)
-
-    return self._apply(state, losses.normalized(batch), loss)
+    batch = losses.normalized(batch)
+    found, gradients = self._gradients(state, batch, self._supervised, self.microbatches)
+    return self._apply(state, found, gradients)
 
   @functools.partial(jax.jit, static_argnums=0, donate_argnums=1)
   def update_policy(
@@ -104,24 +114,28 @@ class Learner:
   ) -> tuple[TrainState, Metrics]:
     """One policy-gradient step, with a supervised rehearsal term unless `rehearsal` is None."""
 
-    def loss(params, batches):
-      batch, rehearsal = batches
-      scoring = self._scoring(settings.temperature)
-
-      def policy(logprobs, part):
+    def policy(params, batch):
+      def loss(logprobs, part):
         return losses.policy_loss(logprobs, part, settings)
 
-      total, parts = token_loss(params, batch.sequences, batch, policy, scoring)
-      parts["policy_loss"] = total
-      if rehearsal is not None:
-        rehearsed, _ = self._supervised(params, rehearsal)
-        parts["rehearsal_loss"] = rehearsed
-        total += rehearsal_weight * rehearsed
-      return total, parts
+      scoring = self._scoring(settings.temperature)
+      total, parts = token_loss(params, batch.sequences, batch, loss, scoring)
+      return total, parts | {"policy_loss": total}
+
+    def rehearse(params, sequences):
+      total, _ = self._supervised(params, sequences)
+      return rehearsal_weight * total, {"rehearsal_loss": total}
 
     batch = batch.replace(sequences=losses.normalized(batch.sequences))
-    rehearsal = None if rehearsal is None else losses.normalized(rehearsal)
-    return self._apply(state, (batch, rehearsal), loss)
+    pieces, filled = self.pieces(len(batch.advantages)), batch.sequences.weights != 0
+    found, gradients = self._gradients(state, batch, policy, pieces, filled=filled)
+    if rehearsal is not None:
+      (total, parts), rehearsal = found, losses.normalized(rehearsal)
+      (more, own), gradients = self._gradients(
+        state, rehearsal, rehearse, self.microbatches, start=gradients
+      )
+      found = total + more, parts | own
+    return self._apply(state, found, gradients)
 
   @functools.partial(jax.jit, static_argnums=0)
   def score(
@@ -131,12 +145,22 @@ class Learner:
 
     Microbatch by microbatch: of the old policy, or of the reference.
     """
-    scoring = self._scoring(temperature)
-    scored = jax.lax.map(
-      lambda piece: token_logprobs(params, piece, scoring, piece.weights != 0),
-      _split(sequences, self.microbatches),
-    )
-    return _join(scored)
+    scoring, pieces = self._scoring(temperature), self.pieces(len(sequences.weights))
+
+    def score(piece):
+      return token_logprobs(params, piece, scoring, piece.weights != 0)
+
+    def score_filled(piece):
+      nothing = lambda piece: jnp.zeros_like(piece.weights)  # noqa: E731
+      return jax.lax.cond((piece.weights != 0).any(), score, nothing, piece)
+
+    if pieces == 1:
+      return score(sequences)
+    return _join(jax.lax.map(score_filled, _split(sequences, pieces)))
+
+  def pieces(self, rows: int) -> int:
+    """Microbatches of a policy batch of so many rows, those that are left out included."""
+    return self.microbatches * rows // (self.row_bucket or rows)
 
   def _supervised(self, params, sequences: losses.Sequences):
     """The supervised loss of a batch, which has no parts."""
@@ -149,24 +173,64 @@ class Learner:
   def _scoring(self, temperature: Number) -> Scoring:
     return Scoring(self.config, self.valid_vocab, temperature, self.chunk)
 
-  def _apply(self, state: TrainState, batch, loss: Callable) -> tuple[TrainState, Metrics]:
-    gradient = jax.value_and_grad(
-      lambda params, batch: loss(state.whole(params), batch), has_aux=True
+  def _gradients(
+    self,
+    state: TrainState,
+    batch: Any,
+    loss: Callable[[Any, Any], tuple[Array, Parts]],
+    pieces: int,
+    start: Any = None,
+    filled: Bool[Array, "B T"] | None = None,
+  ) -> tuple[Found, Any]:
+    """A loss with its parts, and its gradients, summed over the microbatches of a batch.
+
+    On a mesh of several replicas each has sums of its own, along a leading axis: `_together` adds
+    them up.
+
+    Args:
+      state: its parameters are differentiated.
+      batch: tree of arrays, rows first.
+      loss: parameters (with those that are frozen) and a microbatch -> loss and parts.
+      pieces: how many microbatches.
+      start: gradients that these are added to.
+      filled: a microbatch without any is left out; None computes all.
+    """
+    differentiate = jax.value_and_grad(
+      lambda params, piece: loss(state.whole(params), piece), has_aux=True
     )
-    if self.microbatches == 1:
-      (total, parts), gradients = gradient(state.params, batch)
-    else:
-      pieces = _split(batch, self.microbatches)
-      shapes = jax.eval_shape(gradient, state.params, jax.tree.map(lambda x: x[0], pieces))
-      zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
+    combine, hold = add_parts, lambda gradients: gradients
+    if _replicas() > 1:
+      axes = {"axis_name": "replica", "spmd_axis_name": "replica"}
+      differentiate = jax.vmap(differentiate, in_axes=(None, 0), **axes)
+      combine, hold = jax.vmap(add_parts), lambda gradients: jax.tree.map(_apart, gradients)
+    split = _dealt(batch, pieces)
+    first = jax.tree.map(lambda x: x[0], split)
+    if pieces == 1:
+      found, gradients = differentiate(state.params, first)
+      return found, hold(gradients if start is None else jax.tree.map(jnp.add, start, gradients))
 
-      def add(sums, piece):
-        found, gradients = gradient(state.params, piece)
-        found_sum, gradients_sum = sums
-        return (add_parts(found_sum, found), jax.tree.map(jnp.add, gradients_sum, gradients)), None
+    def add(sums, piece):
+      found, gradients = differentiate(state.params, piece)
+      return combine(sums[0], found), hold(jax.tree.map(jnp.add, sums[1], gradients))
 
-      ((total, parts), gradients), _ = jax.lax.scan(add, zeros, pieces)
+    def step(sums, piece):
+      piece, wanted = piece
+      if wanted is None:
+        return add(sums, piece), None
+      return jax.lax.cond(wanted, add, lambda sums, _: sums, sums, piece), None
 
+    wanted = None
+    if filled is not None:
+      places = _dealt(filled, pieces)
+      wanted = places.any(axis=tuple(range(1, places.ndim)))
+    shapes = jax.eval_shape(differentiate, state.params, first)
+    found, gradients = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
+    sums = found, hold(gradients) if start is None else start
+    return jax.lax.scan(step, sums, (split, wanted))[0]
+
+  def _apply(self, state: TrainState, found: Found, gradients: Any) -> tuple[TrainState, Metrics]:
+    """The state after the optimizer's step, and what is told of it."""
+    (total, parts), gradients = _together(found, gradients)
     norm = optax.tree.norm(optax.tree.cast(gradients, jnp.float32))
     # One number that is not finite would spread to every parameter: such a step changes nothing.
     sound = jnp.isfinite(total) & jnp.isfinite(norm)
@@ -189,6 +253,34 @@ class Learner:
     return params, opt_state, average
 
 
+def _replicas() -> int:
+  """Of the current mesh: each holds all parameters, and a network may be between them."""
+  return jax.sharding.get_abstract_mesh().shape.get("replica", 1)
+
+
+def _together(found: Found, gradients: Any) -> tuple[Found, Any]:
+  """Loss, parts and gradients of all replicas: the one time that they tell each other."""
+  if _replicas() == 1:
+    return found, gradients
+  each = [jax.tree.map(lambda x, one=one: x[one], found) for one in range(_replicas())]
+  return functools.reduce(add_parts, each), jax.tree.map(lambda x: x.sum(axis=0), gradients)
+
+
+def _dealt(tree: Any, pieces: int) -> Any:
+  """The microbatches of a batch, `[pieces, rows, ...]`; or `[pieces, replicas, rows, ...]`."""
+  replicas = _replicas()
+  if replicas == 1:
+    return _split(tree, pieces)
+  apart = jax.tree.map(lambda x: _apart(x.reshape(replicas, -1, *x.shape[1:]), "fsdp"), tree)
+  return jax.vmap(lambda own: _split(own, pieces), out_axes=1)(apart)
+
+
+def _apart(array: Array, *axes: str) -> Array:
+  """An array of replicas with each one's part on its own devices, split there over `axes`."""
+  rest = [PartitionSpec.UNCONSTRAINED] * (array.ndim - 1 - len(axes))
+  return jax.lax.with_sharding_constraint(array, PartitionSpec("replica", *axes, *rest))
+
+
 def _split(tree, pieces: int):
   """`[B, ...] -> [pieces, B / pieces, ...]`, every piece taking rows from every device's share."""
   return jax.tree.map(
@@ -203,5 +295,5 @@ def _join(array: Float[Array, "M N T"]) -> Float[Array, "B T"]:
 def _replicated_like(params):
   sharding = jax.tree.leaves(params)[0].sharding
   if isinstance(sharding, jax.sharding.NamedSharding):
-    return jax.sharding.NamedSharding(sharding.mesh, jax.sharding.PartitionSpec())
+    return jax.sharding.NamedSharding(sharding.mesh, PartitionSpec())
   return sharding

@@ -83,11 +83,23 @@ def split_rows(x: Float[Array, "B ..."]) -> Float[Array, "B ..."]:
 
 
 def row_axes(mesh: AbstractMesh, rows: int) -> tuple[str, ...] | None:
-  """The axes of a mesh that so many rows are split over; None if they do not divide."""
-  axes = tuple(axis for axis in mesh.axis_names if axis != "tensor")
+  """The axes of a mesh that so many rows are split over; None if they do not divide.
+
+  Rows of one replica alone, in a `vmap` over replicas, are split over the others.
+  """
+  axes = tuple(axis for axis in mesh.axis_names if axis != "tensor" and not is_mapped(axis))
   if not axes or rows % math.prod(mesh.shape[axis] for axis in axes):
     return None
   return axes
+
+
+def is_mapped(axis: str) -> bool:
+  """Whether what is traced is one of those that a `vmap` or `shard_map` of that name maps over."""
+  try:
+    jax.lax.axis_size(axis)
+  except NameError:
+    return False
+  return True
 
 
 def fan_in(num_in: int) -> Callable:

@@ -23,7 +23,6 @@ import jax.numpy as jnp
 import numpy as np
 
 from pasmr_jax import Config
-from pasmr_jax.data.batches import first_fit
 from pasmr_jax.data.questions import Question
 from pasmr_jax.feedback import language_id, rewards, votes
 from pasmr_jax.learning import advantages, losses
@@ -34,6 +33,7 @@ from pasmr_jax.parallel import processes
 from pasmr_jax.rollout.engine import Engine, Served
 from pasmr_jax.rollout.requests import Request, Rollouts, Usage, Watch
 from pasmr_jax.rollout.sampling import Sampling, make_sampling
+from pasmr_jax.stages import packing
 from pasmr_jax.stages.supervised import to_sequences
 from pasmr_jax.text import prompts
 from pasmr_jax.text.answers import read_answer
@@ -363,7 +363,7 @@ class SelfFeedbackStage:
           sample.response.reasoning_start,
           srl.credit,
         ),
-        row_length(srl),
+        srl.max_prompt_length + srl.max_new_tokens,
         masked=srl.mask_truncated and sample.response.truncated,
         aggregation=srl.aggregation,
       )
@@ -376,8 +376,8 @@ class SelfFeedbackStage:
     batches, places, filled = [], 0, 0
     for first in range(0, size * srl.inner_batches, size):
       part = jax.tree.map(lambda array, first=first: array[first : first + size], everyone)
-      packed = pack_rows(part, srl.row_bucket)
-      places += packed.sequences.segment_ids.size
+      packed, layout = packing.pack(part, srl)
+      places += layout.places
       filled += int(np.count_nonzero(packed.sequences.segment_ids))
       own = meshes.shard_batch(processes.own_rows(packed), self.mesh)
       batches.append(self._with_scores(state, own))
@@ -519,11 +519,6 @@ class Translations:
     return Solutions(texts, answers)
 
 
-def row_length(srl: Config) -> int:
-  """Tokens of a packed row."""
-  return srl.row_length or srl.max_prompt_length + srl.max_new_tokens
-
-
 def policy_row(
   sample: Sample, token_advantages: np.ndarray, length: int, *, masked: bool, aggregation: str
 ) -> losses.PolicyBatch:
@@ -552,29 +547,6 @@ def policy_row(
     old_logprobs=None,
     reference_logprobs=None,
   )
-
-
-def pack_rows(rows: losses.PolicyBatch, bucket: int) -> losses.PolicyBatch:
-  """The same responses, several to a row of the same length, each a segment of its own.
-
-  Args:
-    rows: numpy, one response a row, at its left.
-    bucket: the number of rows is padded to a multiple of it, so that few shapes are compiled.
-  """
-  lengths = np.count_nonzero(rows.sequences.segment_ids, axis=1)
-  length = rows.advantages.shape[1]
-  placed = first_fit(lengths.tolist(), length)
-  count = -(-len(placed) // bucket) * bucket
-  packed = jax.tree.map(lambda array: np.zeros((count, length), array.dtype), rows)
-  for row, members in enumerate(placed):
-    start = 0
-    for segment, member in enumerate(members, start=1):
-      own, there = slice(lengths[member]), slice(start, start + lengths[member])
-      for to, array in zip(jax.tree.leaves(packed), jax.tree.leaves(rows), strict=True):
-        to[row, there] = array[member, own]
-      packed.sequences.segment_ids[row, there] = segment
-      start = there.stop
-  return packed
 
 
 def _rollout_record(

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from pasmr_jax.data.batches import (
   Example,
-  first_fit,
+  best_fit,
   fit_examples,
   padding_share,
   question_iterator,
@@ -314,8 +314,24 @@ def test_supervised_errors():
     Example((1, 2), ())
 
 
-def test_first_fit_fills_the_first_row_with_room():
-  assert first_fit([5, 4, 3, 2, 8, 1], 8) == [[0, 2], [1, 3, 5], [4]]
-  assert first_fit([], 8) == []
+def test_best_fit_takes_the_longest_first_and_the_fullest_row_with_room():
+  # 8, then 5, then 4 in a new row, 3 beside 5, 2 and 1 beside 4.
+  assert best_fit([5, 4, 3, 2, 8, 1], 8) == [[0, 2], [1, 3, 5], [4]]
+  # In order 4 and 4 would share the first row, and 6, 6, 6 would leave two places each.
+  assert best_fit([4, 4, 6, 6, 2, 2], 8) == [[0, 1], [2, 4], [3, 5]]
+  assert best_fit([], 8) == []
   with pytest.raises(ValueError, match="item 1 has 9 tokens, expected at most 8"):
-    first_fit([3, 9], 8)
+    best_fit([3, 9], 8)
+
+
+@given(
+  lengths=st.lists(st.integers(1, 20), max_size=60),
+  room=st.integers(20, 90),
+)
+def test_best_fit_places_every_item_once_and_leaves_few_rows_half_empty(lengths, room):
+  rows = best_fit(lengths, room)
+  assert sorted(join(rows)) == list(range(len(lengths)))
+  assert all(sum(lengths[item] for item in row) <= room for row in rows)
+  # All rows but one have more than would leave room for another of the longest.
+  assert sum(sum(lengths[item] for item in row) <= room - 20 for row in rows) <= 1
+  assert len(rows) <= -(-len(lengths) // (room // 20))

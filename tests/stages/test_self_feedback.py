@@ -70,7 +70,7 @@ BAD = "Tom has 12 apples, then loses 3. How many apples does Tom have now?"
 OTHER = "Peter has 9 pineapples, then loses 2. How many pineapples does Peter have now?"
 
 
-ROW = 72
+ROW, LIMIT = 72, 44  # of a row's tokens, of a response's
 
 
 def _solved(answer, language="de"):
@@ -160,7 +160,8 @@ def _config(**changes):
   config.srl.group_size = 4
   config.srl.questions = 2
   config.srl.credit = "all"
-  config.srl.max_new_tokens = 64
+  config.srl.max_prompt_length = 28
+  config.srl.max_new_tokens = LIMIT
   config.srl.row_length = ROW  # so short that every response has a row of its own
   config.feedback.pivot_samples = 2
   config.srl.kl_coef = 0.0
@@ -175,15 +176,22 @@ def params():
   return jax.jit(lambda: init_params(MODEL, jax.random.key(0)))()
 
 
-def _stage(tokenizer, params, questions=(GERMAN, SPANISH), script=None, **changes):
+def _stage(tokenizer, params, questions=(GERMAN, SPANISH), script=None, devices=8, **changes):
   config = _config(**changes)
-  mesh = make_mesh(-1, 1)
+  mesh = make_mesh(devices, 1, jax.devices()[:devices])
   engine = ScriptedEngine(tokenizer, script or _script())
   shardings = param_shardings(MODEL, mesh, rules.DECODING)
   reference = jax.device_put(params, shardings)
   stage = SelfFeedbackStage(
     config=config,
-    learner=Learner(MODEL, optax.sgd(0.5), valid_vocab=756, average_decay=0.5),
+    learner=Learner(
+      MODEL,
+      optax.sgd(0.5),
+      valid_vocab=756,
+      microbatches=config.srl.microbatches,
+      row_bucket=config.srl.row_bucket,
+      average_decay=0.5,
+    ),
     engine=engine,
     tokenizer=tokenizer,
     mesh=mesh,
@@ -249,7 +257,9 @@ def test_rows_hold_prompt_response_weights_and_what_was_drawn(step, tokenizer):
   assert (weights[end:] == 0).all()
   assert (row.advantages[len(asked) : end] == 0.75).all()
   assert (row.sampler_logprobs[len(asked) : end] == -5).all()
-  assert not np.asarray(batch.sequences.weights)[3].any()  # the truncated response
+  # The truncated response teaches nothing: it has no row.
+  drawn = np.asarray(batch.sequences.segment_ids).any(axis=1)
+  assert drawn.tolist() == [True] * 7 + [False]
 
 
 def test_an_update_raises_what_was_rewarded(tokenizer, params):
@@ -318,34 +328,53 @@ def test_only_the_most_extreme_rows_are_learned_from(tokenizer, params):
   rows = jax.tree.map(np.asarray, batch)
   assert rows.sequences.tokens.shape == (8, ROW)  # 5, and padding up to srl.row_bucket
   taught = np.abs(rows.advantages).max(axis=1)
-  # The Spanish response without a translation, the German one with reward, three others.
-  np.testing.assert_allclose(taught, [0.75, 0.25, 0.25, 0.25, 0.75, 0, 0, 0])
-  assert not rows.sequences.segment_ids[5:].any()
+  # The Spanish response without a translation, the German one with reward, two others; a third
+  # among the five was truncated.
+  np.testing.assert_allclose(taught, [0.75, 0.25, 0.25, 0.75, 0, 0, 0, 0])
+  assert not rows.sequences.segment_ids[4:].any()
 
 
-def test_packed_responses_teach_what_single_ones_do(tokenizer, params):
-  updated = {}
-  for length in (ROW, 4 * ROW):
-    stage, state, _ = _stage(
-      tokenizer, params, srl__row_length=length, srl__kl_coef=0.1, srl__inner_batches=2
-    )
-    batch, seen = stage.batch(state, 0)
-    updated[length], _ = stage.update(state, batch)
-    updated[length, "rows"] = [np.asarray(one.sequences.segment_ids) for one in batch[0]]
-    updated[length, "seen"] = seen
-  single, packed = (updated[length, "rows"] for length in (ROW, 4 * ROW))
-  assert all(rows.max() == 1 for rows in single)
-  assert all((rows.max(axis=1) >= 4).any() for rows in packed)
-  assert sum((rows > 0).sum() for rows in single) == sum((rows > 0).sum() for rows in packed)
-  for one, other in zip(
-    jax.tree.leaves(updated[ROW].params), jax.tree.leaves(updated[4 * ROW].params), strict=True
-  ):
-    np.testing.assert_allclose(one, other, atol=1e-6)
-  seen = updated[ROW, "seen"]
-  assert seen["padding_share"] == pytest.approx(
-    1 - sum((rows > 0).sum() for rows in single) / sum(rows.size for rows in single)
+def _learned(tokenizer, params, **changes):
+  """What a step of two inner batches makes of the parameters, its rows and its metrics."""
+  stage, state, _ = _stage(tokenizer, params, srl__kl_coef=0.1, srl__inner_batches=2, **changes)
+  batch, seen = stage.batch(state, 0)
+  state, _ = stage.update(state, batch)
+  rows = [np.asarray(one.sequences.segment_ids) for one in batch[0]]
+  return jax.device_get(state.params), rows, seen
+
+
+@pytest.fixture(scope="module")
+def single(tokenizer, params):
+  return _learned(tokenizer, params)
+
+
+@pytest.mark.parametrize(
+  ("devices", "length", "bucket", "microbatches"),
+  [(8, 4 * ROW, 8, 1), (1, 4 * ROW, 2, 1), (1, 2 * ROW, 4, 4), (4, ROW, 8, 2)],
+)
+def test_packed_responses_teach_what_single_ones_do(
+  tokenizer, params, single, devices, length, bucket, microbatches
+):
+  learned, rows, seen = _learned(
+    tokenizer,
+    params,
+    devices=devices,
+    srl__row_length=length,
+    srl__row_bucket=bucket,
+    srl__microbatches=microbatches,
   )
-  assert seen["trained_tokens"] == updated[4 * ROW, "seen"]["trained_tokens"]
+  # Three responses of German questions and four of Spanish ones, and one that was truncated.
+  assert [segments.max(axis=1).sum() for segments in single[1]] == [3, 4]
+  assert all(segments.max() == 1 for segments in single[1])
+  assert [segments.max(axis=1).sum() for segments in rows] == [3, 4]
+  assert all(segments.max() == min(length // ROW, 3 + last) for last, segments in enumerate(rows))
+  for one, other in zip(jax.tree.leaves(learned), jax.tree.leaves(single[0]), strict=True):
+    np.testing.assert_allclose(one, other, atol=1e-6)
+  assert seen["trained_tokens"] == single[2]["trained_tokens"]
+  tokens = sum((segments > 0).sum() for segments in rows)
+  each = bucket // microbatches
+  computed = sum(-(-segments.any(axis=1).sum() // each) * each * length for segments in rows)
+  assert seen["padding_share"] == pytest.approx(1 - tokens / computed)
 
 
 def test_controls_do_not_ask_the_teacher(tokenizer, params):
@@ -379,7 +408,7 @@ def test_rollout_records_hold_the_vote_and_every_reward_term(step):
   right, _, mistranslated, cut = german["responses"]
   assert right["confidence"] == pytest.approx(5 / 6)
   assert right["valid"] is True
-  assert right["length"] == pytest.approx(-right["tokens"] / 64)
+  assert right["length"] == pytest.approx(-right["tokens"] / LIMIT)
   assert (right["reasoning_consistent"], right["translation_consistent"]) == (True, True)
   # Of BAD's two pivot answers one is the label; the cut-off response has no translation to solve.
   assert [one["understanding"] for one in (right, mistranslated, cut)] == [1, 0.5, 0]

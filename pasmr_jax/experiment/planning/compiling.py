@@ -31,6 +31,7 @@ class Program:
   keywords: Mapping[str, Any] = dataclasses.field(default_factory=dict)
   parts: Mapping[str, Any] = dataclasses.field(default_factory=dict)  # trees it holds, by name
   resident: Mapping[str, Any] = dataclasses.field(default_factory=dict)  # trees held beside it
+  working: int = 0  # bytes on one device of what else must be there at one moment of it
   vocabulary: int = 0  # logits of a token on one device
   logits: int = 0  # of all tokens that one device has logits of at a time
   calls: int = 1  # a step
@@ -71,6 +72,7 @@ def compile_program(program: Program, devices: int, chip: Chip, quick: bool) -> 
   total = peak + sum(resident.values())
   report |= {
     "fits": module is not None and total <= chip.hbm_limit,
+    "held_bytes": held_bytes(program),
     "peak_bytes": total,
     "over_bytes": max(0, math.ceil(total - chip.hbm_limit)),
     "filled_by": filled_by(program, peak, module) | {k: v for k, v in resident.items() if v},
@@ -86,19 +88,21 @@ def compile_program(program: Program, devices: int, chip: Chip, quick: bool) -> 
 def held_bytes(program: Program) -> int:
   """Bytes that one device holds of what is known by its shape: less than the program needs."""
   held = [tree for name, tree in program.parts.items() if name != "gradients"]
-  return sum(map(device_bytes, (*held, *program.resident.values())))
+  return sum(map(device_bytes, (*held, *program.resident.values()))) + program.working
 
 
 def too_much(program: Program, chip: Chip) -> dict[str, Any]:
   """The report of a program that cannot fit, whatever the compiler does."""
   trees = {**program.parts, **program.resident}
   filled = {name: device_bytes(tree) for name, tree in trees.items() if name != "gradients"}
+  filled[REST] = program.working
   held = held_bytes(program)
   return {
     "program": program.name,
     "calls": program.calls,
     "fits": False,
     "compiled": False,
+    "held_bytes": held,
     "peak_bytes": held,
     "over_bytes": math.ceil(held - chip.hbm_limit),
     "filled_by": {name: size for name, size in filled.items() if size},

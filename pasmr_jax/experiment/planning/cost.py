@@ -129,7 +129,8 @@ def flops(jaxpr: Any, dynamic_trips: float = 0, branches: bool = False) -> float
     elif name == "pallas_call":
       estimate = params.get("cost_estimate")
       cells = math.prod(params["grid_mapping"].grid)
-      total += cells * sum(inside) if estimate is None else estimate.flops
+      always = cells * sum(flops(inner, dynamic_trips) for inner in _inner(params))
+      total += always if estimate is None else estimate.flops
     else:
       total += sum(inside)
   return total

@@ -170,9 +170,10 @@ def executions(
   """How often each computation runs.
 
   Of a conditional the branches count as never run: where programs sample they hold only optional
-  truncation and work that one platform does not do. With `branches` each counts as run once: in an
-  update one does the optimizer's work and the other has none. `fusions` also visits the insides of
-  fusions, where collectives may stand.
+  truncation and work that one platform does not do. With `branches` the longest one counts as run:
+  in an update that is the optimizer's work, or a microbatch, beside a branch that does nothing; and
+  of attention's two kernels, local and global, which move the same, each layer takes one. `fusions`
+  also visits the insides of fusions, where collectives may stand.
   """
   times: dict[str, float] = collections.defaultdict(float)
 
@@ -187,8 +188,10 @@ def executions(
         visit(condition, runs)
       elif one.opcode == "conditional" and branches:
         names = ("branch_computations", "true_computation", "false_computation")
-        for callee in one.called(*names):
-          visit(callee, count)
+        callees = one.called(*names)
+        longest = max(callees, key=lambda callee: len(module.computations[callee].instructions))
+        for callee in callees:
+          visit(callee, count if callee == longest else 0)
       elif one.opcode == "call" or (one.opcode == "fusion" and fusions):
         for callee in one.called("to_apply", "calls"):
           visit(callee, count)

@@ -18,7 +18,7 @@ import numpy as np
 from pasmr_jax import Config
 from pasmr_jax.experiment import setup
 from pasmr_jax.experiment.checkpoint import abstract_params
-from pasmr_jax.experiment.planning.compiling import Program
+from pasmr_jax.experiment.planning.compiling import Program, device_bytes
 from pasmr_jax.experiment.planning.workload import Workload
 from pasmr_jax.learning import losses
 from pasmr_jax.learning.logprobs import chunk_size
@@ -117,16 +117,17 @@ class Planner:
   def supervised(self, stage: str) -> Program:
     settings = self.config[stage]
     learner, state = self._learner(stage), self._state(stage)
-    batch = self._sequences(settings.batch_size, settings.max_length)
+    shape = (settings.batch_size, settings.max_length)
     return Program(
       name=f"{stage} update",
       function=Learner.update_supervised,
       branches=True,
-      arguments=(learner, state, batch),
+      arguments=(learner, state, self._sequences(*shape)),
       parts=self._parts(state),
-      **self._scored(learner, (settings.batch_size, settings.max_length)),
-      tokens=settings.batch_size * settings.max_length,
-      model_flops=self._model_flops(stage, (settings.batch_size, settings.max_length)),
+      working=self._working(state, shape, learner.microbatches),
+      **self._scored(shape, learner.microbatches),
+      tokens=math.prod(shape),
+      model_flops=self._model_flops(stage, shape),
     )
 
   def policy(self) -> Program:
@@ -141,7 +142,8 @@ class Planner:
       old_logprobs=self._rows(shape, jnp.float32) if inner > 1 else None,
       reference_logprobs=self._rows(shape, jnp.float32) if srl.kl_coef > 0 else None,
     )
-    scored = self._scored(learner, shape, self._response_share())
+    pieces = learner.pieces(load.update_rows)
+    scored = self._scored(shape, pieces, self._response_share())
     model_flops = self._model_flops("srl", shape, self._response_share())
     rehearsal = None
     if srl.rehearsal_weight > 0:
@@ -149,7 +151,8 @@ class Planner:
       rehearsal = self._sequences(*rehearsed)
       model_flops += self._model_flops("srl", rehearsed)
       # Two loops of about equal turns, which a program counts alike: the mean of their numbers.
-      scored["trips"] = (scored["trips"] + self._scored(learner, rehearsed)["trips"]) / 2
+      other = self._scored(rehearsed, learner.microbatches)
+      scored["trips"] = (scored["trips"] + other["trips"]) / 2
     settings = losses.policy_settings(srl)
     return Program(
       name="srl update",
@@ -158,6 +161,7 @@ class Planner:
       arguments=(learner, state, batch, rehearsal, settings, np.float32(srl.rehearsal_weight)),
       parts=self._parts(state),
       resident=self._reference(decoded=True),
+      working=self._working(state, shape, pieces),
       **scored,
       calls=inner,
       tokens=math.prod(shape),
@@ -170,7 +174,7 @@ class Planner:
     learner, state = self._learner("srl"), self._state("srl")
     batch = self._sequences(load.update_rows, load.update_length)
     beside = {"moments": state.opt_state, "moving average": state.average}
-    scored = state.whole()
+    scored, pieces = state.whole(), learner.pieces(load.update_rows)
     if srl.kl_coef > 0:  # the reference's, beside which the policy's stand
       scored = state.whole(self.reference)
       beside["policy"] = state.params
@@ -180,7 +184,8 @@ class Planner:
       arguments=(learner, scored, batch, np.float32(srl.temperature)),
       parts={"parameters": scored},
       resident=beside | self._decoded_reference(),
-      **self._scored(learner, (load.update_rows, load.update_length), self._response_share()),
+      branches=pieces > 1,  # whether a microbatch has a response is a condition
+      **self._scored((load.update_rows, load.update_length), pieces, self._response_share()),
       calls=self._scores(),
       tokens=load.update_rows * load.update_length,
     )
@@ -219,6 +224,11 @@ class Planner:
     rows = load.prefill_prompts
     numbers = self._rows((rows,), jnp.int32)
     width = jax.eval_shape(lambda: jax.random.key_data(jax.random.key(0))).shape
+    # No logits are taken: an output table of its own is no argument of what is compiled.
+    read = {name: leaf for name, leaf in self.decoded_params.items() if name != "head"}
+    beside = self._beside_sampling() | {"cache": self._slots().cache}
+    if "head" in self.decoded_params:
+      beside["output table"] = self.decoded_params["head"]
     return Program(
       name="prefill",
       function=slots.prefill,
@@ -234,8 +244,8 @@ class Planner:
         numbers,
       ),
       keywords={"config": self.engine.decoding, "mesh": self.mesh},
-      parts={"parameters": self.decoded_params},
-      resident=self._beside_sampling() | {"cache": self._slots().cache},
+      parts={"parameters": read},
+      resident=beside,
       calls=load.prefills,
       tokens=rows * load.prompt_length,
     )
@@ -359,16 +369,40 @@ class Planner:
     srl = self.config.srl
     return srl.max_new_tokens / (srl.max_prompt_length + srl.max_new_tokens)
 
-  def _scored(self, learner: Learner, shape: tuple[int, int], share: float = 1.0) -> dict[str, Any]:
+  def _working(self, state: TrainState, shape: tuple[int, int], pieces: int) -> int:
+    """Bytes on one device that an update cannot do without while it sums the table's gradient.
+
+    The sums over microbatches; the output table, gathered; its gradient of the device's own rows;
+    and of each layer what its recomputation starts from. Other activations and logits come on top.
+
+    Args:
+      state: of the stage.
+      shape: rows and tokens of its whole batch.
+      pieces: its microbatches.
+    """
+    model, mesh = self.model, self.mesh
+    width = jnp.dtype(model.dtype).itemsize
+    table = self._vocabulary * model.embed_dim
+    working = device_bytes(state.params) if pieces > 1 else 0
+    if mesh.shape["fsdp"] > 1:
+      working += table * width
+    if state.frozen is None:
+      working += table * jnp.dtype(jnp.float32).itemsize
+    if model.remat != "none":
+      tokens = math.prod(shape) // (pieces * meshes.row_parts(mesh))
+      working += model.num_layers * tokens * model.embed_dim * width
+    return working
+
+  def _scored(self, shape: tuple[int, int], pieces: int, share: float = 1.0) -> dict[str, Any]:
     """The logits that one device has at a time, and how many such chunks a microbatch has.
 
     Args:
-      learner: of the program.
-      shape: rows and tokens of its whole batch.
+      shape: rows and tokens of a program's whole batch.
+      pieces: its microbatches.
       share: of the tokens that have a weight.
     """
-    tokens = math.prod(shape) // (learner.microbatches * meshes.row_parts(self.mesh))
-    size = chunk_size(tokens, self._vocabulary, learner.chunk)
+    tokens = math.prod(shape) // (pieces * meshes.row_parts(self.mesh))
+    size = chunk_size(tokens, self._vocabulary)
     return {
       "vocabulary": self._vocabulary,
       "logits": size * self._vocabulary,

@@ -12,8 +12,8 @@ LEFT_OUT = (
   " bytes from other devices over the bandwidth of all links. It leaves out everything else: work"
   " of the vector units, waiting of one of the three for another, links that are not used at once,"
   " padding to tiles, work that sharding repeats, dispatch, the host (tokenizing, votes, language"
-  " identification), reading and writing files, and for Pallas kernels what they read twice. A real"
-  " step is slower, never faster.",
+  " identification), reading and writing files, and of Pallas kernels the blocks that they may skip"
+  " and what they read twice. A real step is slower, never faster.",
   "Memory is the compiler's own peak for one device plus the trees that training holds beside the"
   " program. Other programs' code, fragmentation and the runtime are left out (about 0.1 GiB), and"
   " evaluation, which decodes `evaluation.batch_size` rows, is not planned.",

@@ -177,10 +177,11 @@ class Worker:
     return self._compile(self.planner(config).supervised(stage), f" {rows} rows")["fits"]
 
   def _fits_policy(self, rows: int) -> bool:
-    srl = self.config.srl
-    planner = self.planner(self.config)
-    total = rows * srl.microbatches * self.parts
-    load = dataclasses.replace(planner.workload, update_rows=total)
+    config = as_config(self.config.to_dict())
+    srl = config.srl
+    srl.row_bucket = rows * srl.microbatches * self.parts
+    planner = self.planner(config)
+    load = dataclasses.replace(planner.workload, update_rows=srl.row_bucket)
     program = dataclasses.replace(planner, workload=load).policy()
     return self._compile(program, f" {rows} rows")["fits"]
 

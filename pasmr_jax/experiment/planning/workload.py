@@ -9,7 +9,7 @@ import math
 
 from pasmr_jax import Config
 from pasmr_jax.feedback.rewards import needs_pivot_answers
-from pasmr_jax.stages.self_feedback import row_length
+from pasmr_jax.stages.packing import row_length
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,6 +41,7 @@ def workload(config: Config, parts: int, fill: float) -> Workload:
   responses = (srl.update_rows or srl.questions * srl.group_size) // srl.inner_batches
   a_row = max(1, int(length / (fill * longest)))
   rows = -(-responses // a_row)
+  microbatch = srl.row_bucket // srl.microbatches
   rollout, questions = config.rollout, srl.questions
   translations = 0
   if needs_pivot_answers(feedback.source, srl.credit):
@@ -54,7 +55,7 @@ def workload(config: Config, parts: int, fill: float) -> Workload:
     + translations * feedback.pivot_samples * srl.max_pivot_tokens
   )
   return Workload(
-    update_rows=-(-rows // srl.row_bucket) * srl.row_bucket,
+    update_rows=-(-rows // microbatch) * microbatch,
     update_length=length,
     prompt_length=prompt_length,
     row_length=prompt_length + max(srl.max_new_tokens, srl.max_pivot_tokens),

@@ -2,6 +2,7 @@
 
 import jax
 import jax.numpy as jnp
+from jax.experimental import pallas as pl
 from jax.sharding import PartitionSpec as P
 
 from pasmr_jax.experiment.planning import cost, hlo
@@ -89,6 +90,46 @@ false_computation=%kept
   traced = jax.jit(lambda x: jax.lax.cond(x[0, 0] > 0, lambda: x @ x, lambda: x)).trace(square)
   assert cost.flops(traced.jaxpr) == 0
   assert cost.flops(traced.jaxpr, branches=True) == 2 * 4**3
+
+
+def test_of_two_branches_that_do_something_one_counts():
+  module = hlo.parse("""\
+HloModule m
+
+%near (one: f32[8,128]) -> f32[8,128] {
+  %one = f32[8,128]{1,0} parameter(0)
+  ROOT %a = f32[8,128]{1,0} negate(%one)
+}
+
+%far (two: f32[8,128]) -> f32[8,128] {
+  %two = f32[8,128]{1,0} parameter(0)
+  %b = f32[8,128]{1,0} negate(%two)
+  ROOT %c = f32[8,128]{1,0} negate(%b)
+}
+
+ENTRY %main (local: pred[], x: f32[8,128]) -> f32[8,128] {
+  %local = pred[] parameter(0)
+  %x = f32[8,128]{1,0} parameter(1)
+  ROOT %out = f32[8,128]{1,0} conditional(%local, %x, %x), true_computation=%near, \
+false_computation=%far
+}
+""")
+  assert cost.hbm_bytes(module, branches=True) == 4 * 8 * 128 * 4
+  assert cost.hbm_bytes(module) == 0
+
+
+def test_blocks_that_a_kernel_may_skip_are_no_part_of_a_floor():
+  def kernel(x, w, out):
+    out[...] = x[...] @ w[...]
+
+    @pl.when(pl.program_id(0) > 1)
+    def _():
+      out[...] += x[...] @ w[...]
+
+  call = pl.pallas_call(kernel, jax.ShapeDtypeStruct((8, 8), jnp.float32), grid=(4,))
+  traced = jax.jit(call).trace(jnp.ones((8, 8)), jnp.ones((8, 8)))
+  for branches in (False, True):
+    assert cost.flops(traced.jaxpr, branches=branches) == 4 * 2 * 8**3
 
 
 def test_the_floor_is_what_takes_longest():

@@ -50,5 +50,5 @@ def test_what_does_not_fit_comes_with_keys_that_help():
     "model.param_dtype=bfloat16",
     "srl.optimizer.name=adafactor, lion or muon",
   ]
-  assert "srl.microbatches=2" in keys
+  assert f"srl.microbatches={2 * tiny.get_config().srl.microbatches}" in keys
   assert "model.remat=full" in keys

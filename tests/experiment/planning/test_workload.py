@@ -16,7 +16,7 @@ def test_a_step_is_planned_at_its_limits():
   assert workload(config, parts=512, fill=1.0).slots == 512
   assert workload(config, parts=8, fill=0.25).update_rows == 64
   config.srl.update_rows, config.srl.row_length = 100, 2048
-  assert workload(config, parts=8, fill=1.0).update_rows == 64  # 50 of them, padded to the bucket
+  assert workload(config, parts=8, fill=1.0).update_rows == 56  # 50, in microbatches of 8
 
 
 def test_batches_are_changed_until_they_divide():
