@@ -287,7 +287,7 @@ def finished_arm(study, name, seed, right):
   arm = study.arm(name, seed)
   for one in arm.programs:
     one.folder.mkdir(parents=True, exist_ok=True)
-    one.ended(0, 60.0)
+    one.ended(0, 60.0, 90.0)
   items = [
     {"language": code, "id": str(place), "correct": bool(value), "number_recall": None}
     for code, values in right.items()

@@ -104,11 +104,17 @@ def _saturation(results: Results) -> str:
 
 
 def _time(results: Results) -> str:
-  lines = ["| arm | seed | minutes | starts |", "|---|---|---|---|"]
+  lines = ["| arm | seed | minutes | CPU-minutes | starts |", "|---|---|---|---|---|"]
   for name, arms in results.arms.items():
     for arm in arms:
       legs = sum(len(program.legs()) for program in arm.programs)
-      lines.append(f"| {CALLED[name]} | {arm.seed} | {arm.seconds() / 60:.1f} | {legs} |")
+      taken = f"{arm.seconds() / 60:.1f} | {arm.cpu_seconds() / 60:.1f}"
+      lines.append(f"| {CALLED[name]} | {arm.seed} | {taken} | {legs} |")
+  everything = [arm for arms in results.arms.values() for arm in arms]
+  if everything:
+    wall = sum(arm.seconds() for arm in everything) / 60
+    cpu = sum(arm.cpu_seconds() for arm in everything) / 60
+    lines.append(f"| all | | {wall:.1f} | {cpu:.1f} | |")
   return "\n".join(lines)
 
 
@@ -195,6 +201,7 @@ def _write_json(
       name: {
         "seeds": [arm.seed for arm in arms],
         "seconds": [arm.seconds() for arm in arms],
+        "cpu_seconds": [arm.cpu_seconds() for arm in arms],
         "starts": [sum(len(program.legs()) for program in arm.programs) for arm in arms],
         "measures": {
           tested: {way: results.measures(name, tested, way) for way in WAYS}
