@@ -297,18 +297,23 @@ def finished_arm(study, name, seed, right):
   for stem in arm.answers.values():
     write_lines(stem.parent, f"{stem.name}_greedy.jsonl", items)
     (stem.parent / f"{stem.name}.json").write_text(json.dumps({"greedy": measures}))
+  if name in arms.SOURCES:
+    lines = [{"stage": "srl", "step": step, **dict.fromkeys(results.SIGNALS, step / 4)}
+             for step in (1, 2)]  # fmt: skip
+    write_lines(arm.folder, "metrics.jsonl", [*lines, {"stage": "srl", "development/x": 1.0}])
   return arm
 
 
 def collected(tmp_path):
   study = make_study(tmp_path)
   for seed in (0, 1):
+    finished_arm(study, "base", seed, {"en": [0] * 20, "de": [0] * 20})
     finished_arm(study, "pam", seed, {"en": [1] * 20, "de": [0] * 20, "bn": [1] * 10 + [0] * 10})
     # One seed has eight more of twenty in German, the other twelve.
     more = [1] * (8 + 4 * seed)
     right = {"en": [1] * 20, "de": more + [0] * (20 - len(more)), "bn": [1] * 10 + [0] * 10}
     finished_arm(study, "pivot", seed, right)
-  return results.collect(study, ("pam", "pivot", "gold"), 2, ["de"])
+  return results.collect(study, ("base", "pam", "pivot", "gold"), 2, ["de"])
 
 
 def test_gaps_are_paired_and_averaged_over_seeds(tmp_path):
@@ -334,13 +339,25 @@ def test_gaps_are_paired_and_averaged_over_seeds(tmp_path):
 def test_every_question_is_answered_with_what_there_is(tmp_path):
   answers = {one.anchor: one for one in questions.answers(collected(tmp_path))}
   assert list(answers) == [
-    "feedback", "gold", "languages", "pivot-language", "translation", "vote",
+    "mapping", "feedback", "gold", "languages", "pivot-language", "translation", "vote",
   ]  # fmt: skip
   assert "to PAM (stage 1) +50.0" in answers["feedback"].sentence
   assert answers["gold"].sentence == "The arms that it compares are not finished."
   assert list(answers["languages"].rows) == ["German", "Bengali (never trained)"]
   assert "no difference is shown" in answers["pivot-language"].sentence
   assert answers["vote"].sentence == "No arm of self-feedback is finished."
+
+
+def test_base_and_pam_are_compared_on_every_set(tmp_path):
+  (mapping, *_) = questions.answers(collected(tmp_path))
+  assert {label: gap.value for label, gap in mapping.rows.items()} == {
+    "held_out, trained": 0.0, "held_out, en": 1.0, "second, trained": 0.0, "second, en": 1.0,
+  }  # fmt: skip
+
+
+def test_what_there_was_to_learn_from_is_a_mean_over_steps_and_seeds(tmp_path):
+  (row,) = results.signals(collected(tmp_path))
+  assert row == {"arm": "pivot", "steps": 4, **dict.fromkeys(results.SIGNALS, 0.375)}
 
 
 def test_charts_are_svg_with_their_numbers():

@@ -7,6 +7,7 @@ said to be missing.
 """
 
 import dataclasses
+import functools
 import json
 import pathlib
 from collections.abc import Mapping, Sequence
@@ -15,7 +16,7 @@ from typing import Any
 from benchmarks.effects.leakage import Leakage
 from benchmarks.effects.plan import Study
 from benchmarks.effects.questions import CALLED, POINTS, Answer, answers, percent, trained
-from benchmarks.effects.results import WAYS, Results, machines, throughput
+from benchmarks.effects.results import SIGNALS, WAYS, Results, machines, signals, throughput
 
 
 def main_table(results: Results) -> str:
@@ -43,6 +44,49 @@ def main_table(results: Results) -> str:
     seeds = len(results.seeds(name))
     lines.append(f"| {CALLED[name]} | " + " | ".join([*cells, str(seeds)]) + " |")
   return "\n".join(lines)
+
+
+def _responses(results: Results) -> str:
+  """What the greedy answers to the first set's target-language questions are like."""
+  shares = {
+    "well_formed_rate": "well-formed",
+    "truncated/target": "cut short",
+    "rule/none": "no answer",
+    "language/translation/target": "translation in the pivot",
+    "number_recall/target": "numbers kept",
+  }
+  lines = [
+    "| arm | " + " | ".join(shares.values()) + " | chrF++ | tokens |",
+    "|---" * (len(shares) + 3) + "|",
+  ]
+  for name in results.arms:
+    if name == "base":
+      continue  # it was not asked for a translation
+    mean = functools.partial(results.mean, name, results.sets[0], "greedy")
+    cells = [percent(mean(measure)) for measure in shares]
+    cells += [percent(mean(measure), 1.0) for measure in ("chrf/target", "tokens/target")]
+    lines.append(f"| {CALLED[name]} | " + " | ".join(cells) + " |")
+  if len(lines) == 2:
+    return "No arm that was taught the format is finished."
+  return (
+    f"{results.sets[0]}, greedy, in %; well-formed and no answer over all questions, the others"
+    " over target languages; numbers of the question where there is a translation, chrF++ (0 to"
+    " 100) with a missing one as empty.\n\n" + "\n".join(lines)
+  )
+
+
+def _signals(rows: Sequence[Mapping[str, Any]]) -> str:
+  if not rows:
+    return "No arm of self-feedback is finished."
+  heads = [key.replace("_", " ") for key in SIGNALS]
+  lines = ["| arm | steps | " + " | ".join(heads) + " |", "|---" * (len(heads) + 2) + "|"]
+  for row in rows:
+    cells = [f"{100 * row[key]:.1f}" for key in SIGNALS]
+    lines.append(f"| {CALLED[row['arm']]} | {row['steps']} | " + " | ".join(cells) + " |")
+  return (
+    "Means over the training steps, in %. Where all responses to a question are rewarded alike"
+    " (zero variance) nothing is learned from it.\n\n" + "\n".join(lines)
+  )
 
 
 def _speed(rows: Sequence[Mapping[str, Any]]) -> str:
@@ -142,6 +186,7 @@ def write(
   workdir = study.workdir
   found = answers(results)
   speed = throughput(results, study.configuration())
+  learned_from = signals(results)
   for one in found:
     if one.chart:
       (workdir / "charts").mkdir(exist_ok=True)
@@ -160,6 +205,8 @@ def write(
     if one.chart:
       sections.append(f"![{one.question}](charts/{one.anchor}.svg)\n")
   sections += [
+    f"## What are the responses like?\n\n{_responses(results)}\n",
+    f"## What was there to learn from?\n\n{_signals(learned_from)}\n",
     f"## Are test questions in training?\n\n{leakage.told()}\n",
     f"## How the settings were chosen\n\n{_searched(search)}\n",
     f"## Is PAM saturated?\n\n{_saturation(results)}\n",
@@ -171,7 +218,8 @@ def write(
   ]
   path = workdir / "study.md"
   path.write_text("\n".join(sections), "utf-8")
-  _write_json(workdir / "study.json", study, results, found, leakage, search, speed, command)
+  measured = {"signals": learned_from, "throughput": speed}
+  _write_json(workdir / "study.json", study, results, found, leakage, search, measured, command)
   return path
 
 
@@ -188,7 +236,7 @@ def _write_json(
   found: Sequence[Answer],
   leakage: Leakage,
   search: Mapping[str, Any] | None,
-  speed: Sequence[Mapping[str, Any]],
+  measured: Mapping[str, Sequence[Mapping[str, Any]]],
   command: str,
 ) -> None:
   values = {
@@ -221,6 +269,6 @@ def _write_json(
     "leakage": dataclasses.asdict(leakage),
     "search": search,
     "saturation": results.saturation(),
-    "throughput": speed,
+    **measured,
   }
   path.write_text(json.dumps(values, indent=2) + "\n", "utf-8")

@@ -55,8 +55,25 @@ def verdict(gap: Gap) -> str:
 
 def answers(results: Results) -> list[Answer]:
   """What the finished arms say to each question, on the first set, greedy, unless it says so."""
-  found = [_beats(results), _gold(results), _languages(results), _english(results)]
+  found = [_mapping(results), _beats(results), _gold(results), _languages(results)]
+  found.append(_english(results))
   return [*found, _translation(results), _vote(results)]
+
+
+def _mapping(results: Results) -> Answer:
+  rows = {}
+  for tested in results.sets:
+    for group, codes in results.groups.items():
+      gap = results.gap("base", "pam", tested, "greedy", codes)
+      if gap is not None:
+        rows[f"{tested}, {group}"] = gap
+  return _answer(
+    "mapping",
+    "What does PAM change?",
+    "PAM minus the base model, by set and languages",
+    rows,
+    "PAM compared to the base model in its own way of asking",
+  )
 
 
 def _gaps(results: Results, pairs: Mapping[str, tuple[str, str]], codes: Sequence[str]):
@@ -149,13 +166,17 @@ def _translation(results: Results) -> Answer:
     rows,
     "Share of the question's numbers that its translation keeps",
   )
-  quality = [
-    f"{CALLED[name]} {percent(found, 1.0)}"
-    for name in results.arms
-    if (found := results.mean(name, results.sets[0], "greedy", "chrf/target")) is not None
-  ]
-  told = f" chrF++ against the reference, all target languages: {', '.join(quality)}."
-  return dataclasses.replace(answer, sentence=answer.sentence + (told if quality else ""))
+  told = ""
+  for group in results.groups:
+    if group == results.pivot:
+      continue
+    quality = [
+      f"{CALLED[name]} {percent(found, 1.0)}"
+      for name in results.arms
+      if (found := results.by_group(name, results.sets[0], "greedy", group, "chrf")) is not None
+    ]
+    told += f" chrF++ against the reference, {group} languages: {', '.join(quality)}."
+  return dataclasses.replace(answer, sentence=answer.sentence + told)
 
 
 def _vote(results: Results) -> Answer:
