@@ -324,10 +324,10 @@ def test_gaps_are_paired_and_averaged_over_seeds(tmp_path):
   assert gap.by_seed == (pytest.approx(0.4), pytest.approx(0.6))
   assert 0.2 < gap.low < 0.5 < gap.high < 0.8
   assert gap.shown
-  assert questions.verdict(gap) == "higher"
+  assert questions.verdict(gap) == "Higher"
   both = found.gap("pivot", "pam", "held_out", "greedy", ("de", "bn"))
   assert both.value == pytest.approx(-0.25)
-  assert questions.verdict(both) == "lower"
+  assert questions.verdict(both) == "Lower"
   english = found.gap("pam", "pivot", "held_out", "greedy", ("en",))
   assert (english.value, english.shown) == (0.0, False)
   assert str(english) == "+0.0 (+0.0 to +0.0)"
@@ -341,10 +341,10 @@ def test_every_question_is_answered_with_what_there_is(tmp_path):
   assert list(answers) == [
     "mapping", "feedback", "gold", "languages", "pivot-language", "translation", "vote",
   ]  # fmt: skip
-  assert "to PAM (stage 1) +50.0" in answers["feedback"].sentence
+  assert answers["feedback"].sentence.endswith("languages. Higher: PAM (stage 1).")
   assert answers["gold"].sentence == "The arms that it compares are not finished."
   assert list(answers["languages"].rows) == ["German", "Bengali (never trained)"]
-  assert "no difference is shown" in answers["pivot-language"].sentence
+  assert "No difference is shown: SRL, pivot feedback." in answers["pivot-language"].sentence
   assert answers["vote"].sentence == "No arm of self-feedback is finished."
 
 
@@ -461,8 +461,8 @@ def test_the_smoke_study(tmp_path, environment, monkeypatch, capsys):
     assert greedy["questions/de"] == 3
     assert values["starts"] == [1]
   assert found["leakage"]["shared_texts"] == []
-  assert found["answers"][0]["question"].startswith("Does the pivot's feedback")
-  assert "to continued PAM, equal steps" in found["answers"][0]["differences"]
+  assert found["answers"][1]["question"].startswith("Does the pivot's feedback")
+  assert "continued PAM, equal steps" in found["answers"][1]["differences"]
   assert {row["arm"] for row in found["throughput"]} == {"pam", "pivot", "continued_pam"}
   assert (tmp_path / "charts" / "feedback.svg").exists()
   assert "PASMR report: pam, pivot, continued_pam" in (tmp_path / "report.html").read_text("utf-8")

@@ -15,8 +15,24 @@ from typing import Any
 
 from benchmarks.effects.leakage import Leakage
 from benchmarks.effects.plan import Study
-from benchmarks.effects.questions import CALLED, POINTS, Answer, answers, percent, trained
-from benchmarks.effects.results import SIGNALS, WAYS, Results, machines, signals, throughput
+from benchmarks.effects.questions import (
+  CALLED,
+  POINTS,
+  Answer,
+  answers,
+  percent,
+  trained,
+  verdict,
+)
+from benchmarks.effects.results import (
+  SIGNALS,
+  WAYS,
+  Gap,
+  Results,
+  machines,
+  signals,
+  throughput,
+)
 
 
 def main_table(results: Results) -> str:
@@ -43,6 +59,18 @@ def main_table(results: Results) -> str:
       cells.append("" if gap is None else str(gap))
     seeds = len(results.seeds(name))
     lines.append(f"| {CALLED[name]} | " + " | ".join([*cells, str(seeds)]) + " |")
+  return "\n".join(lines)
+
+
+def _differences(rows: Mapping[str, Gap]) -> str:
+  """The numbers of a question's chart."""
+  lines = [
+    f"| | of | to | {POINTS}, 95 % interval | questions | |",
+    "|---|---|---|---|---|---|",
+  ]
+  for label, gap in rows.items():
+    shares = f"{100 * gap.first:.1f} | {100 * gap.second:.1f}"
+    lines.append(f"| {label} | {shares} | {gap} | {gap.questions} | {verdict(gap)} |")
   return "\n".join(lines)
 
 
@@ -202,6 +230,8 @@ def write(
   ]
   for one in found:
     sections.append(f"## {one.question}\n\n{one.sentence}\n")
+    if one.rows:
+      sections.append(_differences(one.rows) + "\n")
     if one.chart:
       sections.append(f"![{one.question}](charts/{one.anchor}.svg)\n")
   sections += [
