@@ -405,6 +405,40 @@ def test_the_search_tries_every_combination_and_is_read_back(tmp_path):
   assert search.chosen(tmp_path) == {"pam.steps": 3, "srl.steps": 4}
 
 
+def test_the_search_takes_the_best_last_step_on_development_questions(tmp_path, monkeypatch):
+  scores = {"0.01": [0.9, 0.2], "0.03": [0.1, 0.4], "0.0001": [0.3], "0.0005": [0.3]}
+  ran = []
+
+  def run(program, leg, environment):
+    """Leaves what training does: the first value is of a step before the last."""
+    stage = "srl" if "init_from" in program.settings else "pam"
+    rate = str(program.settings[f"{stage}.optimizer.learning_rate"])
+    lines = [
+      {"stage": stage, "step": step, search.METRIC: value}
+      for step, value in enumerate(scores[rate], start=1)
+    ]
+    write_lines(program.folder, "metrics.jsonl", lines)
+    (program.folder / "checkpoints").mkdir()
+    ran.append(program)
+
+  monkeypatch.setattr(search.arms, "run", run)
+  study = make_study(tmp_path)
+  found = search.search(study, arms.Leg(), {}, free=True)
+  assert search.chosen(tmp_path) == {
+    "pam.optimizer.learning_rate": 3e-2,
+    "srl.optimizer.learning_rate": 1e-4,  # the first of equals
+  }
+  assert found["stages"]["pam"]["tried"][0] == {
+    "settings": {"pam.optimizer.learning_rate": 1e-2}, "accuracy": 0.2, "step": 2,
+  }  # fmt: skip
+  for one in ran:
+    assert one.settings["data.test"] == repr(tuple(study.configuration().data.development))
+    assert not (one.folder / "checkpoints").exists()
+  # Stage 2 starts from the best of stage 1 and has its settings.
+  assert [one.settings["init_from"] for one in ran[2:]] == [tmp_path / "search" / "pam-1"] * 2
+  assert all(one.settings["pam.optimizer.learning_rate"] == 3e-2 for one in ran[2:])
+
+
 @pytest.mark.parametrize(
   ("arguments", "said"),
   [
