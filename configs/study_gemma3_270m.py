@@ -8,7 +8,7 @@ and seeds each has. docs/results.md has what was run and what it shows.
 
 smoke   the built-in corpus and a tiny model; minutes on two CPU cores. It shows that all runs.
 cpu     two CPU cores, 16 GB, under two and a half hours: two trained languages and one that is not,
-        LoRA, a hundred steps of PAM and eight of SRL; tests are the first 50 questions a language
+        LoRA, 150 steps of PAM on short questions and twelve of SRL; tests are the first 50 questions a language
         of MSVAMP, which is easier, and 24 of MGSM. Real, but far too short to learn to reason.
 gpu     one GPU of 80 GB or more, hours: seven trained languages, three that are not, all weights,
         PAM to saturation, 300 steps of SRL. Planned, not run (docs/gpu.md).
@@ -103,30 +103,30 @@ def _reduced(config):
   config.lora.alpha = 32.0
   config.model.dtype = "float32"
 
-  # About nine examples and 900 learned tokens a step; of longer rows less is padding, and logits
-  # are computed 512 tokens at a time in each microbatch.
-  config.pam.steps = 100
-  config.pam.batch_size = 4
-  config.pam.max_length = 384
+  # Short examples, one a row: seven have about 430 tokens to learn, which is one chunk of logits
+  # (512), and that is most of a step's time. They are about as long as MSVAMP's questions.
+  config.pam.steps = 150
+  config.pam.batch_size = 7
+  config.pam.max_length = 128
   config.pam.microbatches = 1
   config.pam.mixture.pivot = 0.3
   config.pam.mixture.triplets = 0.7
-  config.pam.optimizer.learning_rate = 5e-4
-  config.pam.optimizer.warmup_steps = 10
+  config.pam.optimizer.learning_rate = 1e-3
+  config.pam.optimizer.warmup_steps = 5
 
-  config.srl.steps = 8
+  config.srl.steps = 12
   config.srl.questions = 4
   config.srl.group_size = 4
-  config.srl.max_prompt_length = 80  # leaves out the longest third
-  config.srl.max_new_tokens = 160
-  config.srl.max_pivot_tokens = 112
-  config.srl.update_rows = 8  # most responses have no advantage at all
+  config.srl.max_prompt_length = 64  # leaves out the longer half
+  config.srl.max_new_tokens = 112
+  config.srl.max_pivot_tokens = 80
+  config.srl.update_rows = 6  # most responses have no advantage at all
   config.srl.microbatches = 1
   config.srl.row_length = 0
   config.srl.row_bucket = 2
-  config.srl.optimizer.learning_rate = 2e-4
+  config.srl.optimizer.learning_rate = 3e-4
   config.srl.optimizer.warmup_steps = 2
-  config.srl.rehearsal_rows = 1
+  config.srl.rehearsal_rows = 2
   config.feedback.pivot_samples = 2
   config.rollout.slots = 32
   config.rollout.prefill_prompts = 8
