@@ -8,8 +8,9 @@ and seeds each has. docs/results.md has what was run and what it shows.
 
 smoke   the built-in corpus and a tiny model; minutes on two CPU cores. It shows that all runs.
 cpu     two CPU cores, 16 GB, under two and a half hours: two trained languages and one that is not,
-        LoRA, 150 steps of PAM on short questions and twelve of SRL; tests are the first 50 questions a language
-        of MSVAMP, which is easier, and 24 of MGSM. Real, but far too short to learn to reason.
+        LoRA, 150 steps of PAM on short questions and twelve of SRL; tests are the first 50
+        questions a language of MSVAMP, which is easier, and 24 of MGSM. Real, but far too short to
+        learn to reason. docs/results.md says how much of it was run.
 gpu     one GPU of 80 GB or more, hours: seven trained languages, three that are not, all weights,
         PAM to saturation, 300 steps of SRL. Planned, not run (docs/gpu.md).
 tpu     the same on a TPU slice of up to 16 chips. Planned, not run.
