@@ -97,8 +97,8 @@ def _responses(results: Results) -> str:
   if len(lines) == 2:
     return "No arm that was taught the format is finished."
   return (
-    f"{results.sets[0]}, greedy, in %; well-formed and no answer over all questions, the others"
-    " over target languages; numbers of the question where there is a translation, chrF++ (0 to"
+    f"{results.sets[0]}, greedy, target languages, in %; no answer also over the pivot's questions."
+    " Numbers of the question are counted where there is a translation, chrF++ (0 to"
     " 100) with a missing one as empty.\n\n" + "\n".join(lines)
   )
 
