@@ -150,7 +150,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
   parser.add_argument("--search", action="store_true", help="choose hyper-parameters first")
   parser.add_argument("--report", action="store_true", help="only write what is finished")
   parser.add_argument(
-    "--free", action="store_true", help="remove a finished arm's checkpoints, to save disk"
+    "--free", action="store_true", help="remove checkpoints that nothing starts from any more"
   )
   parser.add_argument(
     "--set", action="append", default=[], metavar="KEY=VALUE", help="a key of every run"
@@ -180,7 +180,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
   try:
     with leg:
       if options.search:
-        search.search(study, leg, environment(study))
+        search.search(study, leg, environment(study), free=options.free)
         study = make_study(options)
       if not options.report:
         run_arms(study, names, seeds, leg, options.free)

@@ -287,7 +287,7 @@ def finished_arm(study, name, seed, right):
   arm = study.arm(name, seed)
   for one in arm.programs:
     one.folder.mkdir(parents=True, exist_ok=True)
-    one.ended(0, 60.0)
+    one.ended(0, 60.0, 90.0)
   items = [
     {"language": code, "id": str(place), "correct": bool(value), "number_recall": None}
     for code, values in right.items()
@@ -297,18 +297,23 @@ def finished_arm(study, name, seed, right):
   for stem in arm.answers.values():
     write_lines(stem.parent, f"{stem.name}_greedy.jsonl", items)
     (stem.parent / f"{stem.name}.json").write_text(json.dumps({"greedy": measures}))
+  if name in arms.SOURCES:
+    lines = [{"stage": "srl", "step": step, **dict.fromkeys(results.SIGNALS, step / 4)}
+             for step in (1, 2)]  # fmt: skip
+    write_lines(arm.folder, "metrics.jsonl", [*lines, {"stage": "srl", "development/x": 1.0}])
   return arm
 
 
 def collected(tmp_path):
   study = make_study(tmp_path)
   for seed in (0, 1):
+    finished_arm(study, "base", seed, {"en": [0] * 20, "de": [0] * 20})
     finished_arm(study, "pam", seed, {"en": [1] * 20, "de": [0] * 20, "bn": [1] * 10 + [0] * 10})
     # One seed has eight more of twenty in German, the other twelve.
     more = [1] * (8 + 4 * seed)
     right = {"en": [1] * 20, "de": more + [0] * (20 - len(more)), "bn": [1] * 10 + [0] * 10}
     finished_arm(study, "pivot", seed, right)
-  return results.collect(study, ("pam", "pivot", "gold"), 2, ["de"])
+  return results.collect(study, ("base", "pam", "pivot", "gold"), 2, ["de"])
 
 
 def test_gaps_are_paired_and_averaged_over_seeds(tmp_path):
@@ -319,10 +324,10 @@ def test_gaps_are_paired_and_averaged_over_seeds(tmp_path):
   assert gap.by_seed == (pytest.approx(0.4), pytest.approx(0.6))
   assert 0.2 < gap.low < 0.5 < gap.high < 0.8
   assert gap.shown
-  assert questions.verdict(gap) == "higher"
+  assert questions.verdict(gap) == "Higher"
   both = found.gap("pivot", "pam", "held_out", "greedy", ("de", "bn"))
   assert both.value == pytest.approx(-0.25)
-  assert questions.verdict(both) == "lower"
+  assert questions.verdict(both) == "Lower"
   english = found.gap("pam", "pivot", "held_out", "greedy", ("en",))
   assert (english.value, english.shown) == (0.0, False)
   assert str(english) == "+0.0 (+0.0 to +0.0)"
@@ -334,13 +339,25 @@ def test_gaps_are_paired_and_averaged_over_seeds(tmp_path):
 def test_every_question_is_answered_with_what_there_is(tmp_path):
   answers = {one.anchor: one for one in questions.answers(collected(tmp_path))}
   assert list(answers) == [
-    "feedback", "gold", "languages", "pivot-language", "translation", "vote",
+    "mapping", "feedback", "gold", "languages", "pivot-language", "translation", "vote",
   ]  # fmt: skip
-  assert "to PAM (stage 1) +50.0" in answers["feedback"].sentence
+  assert answers["feedback"].sentence.endswith("languages. Higher: PAM (stage 1).")
   assert answers["gold"].sentence == "The arms that it compares are not finished."
   assert list(answers["languages"].rows) == ["German", "Bengali (never trained)"]
-  assert "no difference is shown" in answers["pivot-language"].sentence
+  assert "No difference is shown: SRL, pivot feedback." in answers["pivot-language"].sentence
   assert answers["vote"].sentence == "No arm of self-feedback is finished."
+
+
+def test_base_and_pam_are_compared_on_every_set(tmp_path):
+  (mapping, *_) = questions.answers(collected(tmp_path))
+  assert {label: gap.value for label, gap in mapping.rows.items()} == {
+    "held_out, trained": 0.0, "held_out, en": 1.0, "second, trained": 0.0, "second, en": 1.0,
+  }  # fmt: skip
+
+
+def test_what_there_was_to_learn_from_is_a_mean_over_steps_and_seeds(tmp_path):
+  (row,) = results.signals(collected(tmp_path))
+  assert row == {"arm": "pivot", "steps": 4, **dict.fromkeys(results.SIGNALS, 0.375)}
 
 
 def test_charts_are_svg_with_their_numbers():
@@ -386,6 +403,40 @@ def test_the_search_tries_every_combination_and_is_read_back(tmp_path):
   stages = {"pam": {"chosen": {"pam.steps": 3}}, "srl": {"chosen": {"srl.steps": 4}}}
   (tmp_path / search.NAME).write_text(json.dumps({"stages": stages}))
   assert search.chosen(tmp_path) == {"pam.steps": 3, "srl.steps": 4}
+
+
+def test_the_search_takes_the_best_last_step_on_development_questions(tmp_path, monkeypatch):
+  scores = {"0.01": [0.9, 0.2], "0.03": [0.1, 0.4], "0.0001": [0.3], "0.0005": [0.3]}
+  ran = []
+
+  def run(program, leg, environment):
+    """Leaves what training does: the first value is of a step before the last."""
+    stage = "srl" if "init_from" in program.settings else "pam"
+    rate = str(program.settings[f"{stage}.optimizer.learning_rate"])
+    lines = [
+      {"stage": stage, "step": step, search.METRIC: value}
+      for step, value in enumerate(scores[rate], start=1)
+    ]
+    write_lines(program.folder, "metrics.jsonl", lines)
+    (program.folder / "checkpoints").mkdir()
+    ran.append(program)
+
+  monkeypatch.setattr(search.arms, "run", run)
+  study = make_study(tmp_path)
+  found = search.search(study, arms.Leg(), {}, free=True)
+  assert search.chosen(tmp_path) == {
+    "pam.optimizer.learning_rate": 3e-2,
+    "srl.optimizer.learning_rate": 1e-4,  # the first of equals
+  }
+  assert found["stages"]["pam"]["tried"][0] == {
+    "settings": {"pam.optimizer.learning_rate": 1e-2}, "accuracy": 0.2, "step": 2,
+  }  # fmt: skip
+  for one in ran:
+    assert one.settings["data.test"] == repr(tuple(study.configuration().data.development))
+    assert not (one.folder / "checkpoints").exists()
+  # Stage 2 starts from the best of stage 1 and has its settings.
+  assert [one.settings["init_from"] for one in ran[2:]] == [tmp_path / "search" / "pam-1"] * 2
+  assert all(one.settings["pam.optimizer.learning_rate"] == 3e-2 for one in ran[2:])
 
 
 @pytest.mark.parametrize(
@@ -444,8 +495,8 @@ def test_the_smoke_study(tmp_path, environment, monkeypatch, capsys):
     assert greedy["questions/de"] == 3
     assert values["starts"] == [1]
   assert found["leakage"]["shared_texts"] == []
-  assert found["answers"][0]["question"].startswith("Does the pivot's feedback")
-  assert "to continued PAM, equal steps" in found["answers"][0]["differences"]
+  assert found["answers"][1]["question"].startswith("Does the pivot's feedback")
+  assert "continued PAM, equal steps" in found["answers"][1]["differences"]
   assert {row["arm"] for row in found["throughput"]} == {"pam", "pivot", "continued_pam"}
   assert (tmp_path / "charts" / "feedback.svg").exists()
   assert "PASMR report: pam, pivot, continued_pam" in (tmp_path / "report.html").read_text("utf-8")

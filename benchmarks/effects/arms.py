@@ -120,9 +120,19 @@ class Program:
     """Of all its legs together."""
     return sum(leg["seconds"] for leg in self.legs())
 
-  def ended(self, code: int, seconds: float) -> None:
+  def cpu_seconds(self) -> float:
+    """Of processor time of all its legs together, over all cores."""
+    return sum(leg["cpu_seconds"] for leg in self.legs())
+
+  def ended(self, code: int, seconds: float, cpu_seconds: float) -> None:
     """Writes down the end of a leg."""
-    line = {"script": self.script, "settings": self._kept(), "code": code, "seconds": seconds}
+    line = {
+      "script": self.script,
+      "settings": self._kept(),
+      "code": code,
+      "seconds": seconds,
+      "cpu_seconds": cpu_seconds,
+    }
     with (self.folder / f"{self.name}.legs.jsonl").open("a", encoding="utf-8") as file:
       file.write(json.dumps(line) + "\n")
 
@@ -178,16 +188,16 @@ def run(
       process_group=0,
     )
     try:
-      while process.poll() is None:
+      while (cpu_seconds := _ended(process)) is None:
         if leg.over and not asked:
           process.terminate()
           asked = True
         time.sleep(_LOOK)
     finally:
-      if process.poll() is None:
+      if process.returncode is None:
         process.kill()
         process.wait()
-  program.ended(process.returncode, time.monotonic() - start)
+  program.ended(process.returncode, time.monotonic() - start, cpu_seconds)
   if process.returncode == 0:
     return
   if process.returncode == EXIT_STOPPED or (asked and process.returncode == -signal.SIGTERM):
@@ -197,6 +207,16 @@ def run(
     f"{program.script} in {program.folder} ended with {process.returncode}; the end of"
     f" {program.log}:\n" + "\n".join(printed[-20:])
   )
+
+
+def _ended(process: subprocess.Popen[bytes]) -> float | None:
+  """The processor time that it took if it has ended, and sets its return code; None if it runs."""
+  # Not Popen.poll, which throws away what the system says of the child's processor time.
+  pid, status, usage = os.wait4(process.pid, os.WNOHANG)
+  if not pid:
+    return None
+  process.returncode = os.waitstatus_to_exitcode(status)
+  return usage.ru_utime + usage.ru_stime
 
 
 def mean_and_error(values: Sequence[float]) -> tuple[float, float]:

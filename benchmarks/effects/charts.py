@@ -12,7 +12,8 @@ from pasmr_jax.experiment.reporting.charts import ticks
 from pasmr_jax.experiment.reporting.elements import escape
 
 WIDTH = 640
-_LEFT, _RIGHT, _TOP, _BOTTOM = 200, 24, 40, 44
+_RIGHT, _TOP, _BOTTOM = 24, 40, 44
+_LETTER = 7.8  # width of one, on average and rounded up
 _ROW = 26
 _PLOT = 220  # height of curves
 _COLOURS = ("#0b61a4", "#c2410c", "#15803d", "#7e22ce", "#a16207", "#475569", "#be185d")
@@ -27,7 +28,7 @@ Row = tuple[str, float, float, float]
 
 
 def intervals(title: str, unit: str, rows: Sequence[Row]) -> str:
-  """One mark and interval a row, with a line at 0.
+  """One mark and interval a row, with a line at 0; the plot begins right of the longest label.
 
   Args:
     title: above the chart.
@@ -38,18 +39,24 @@ def intervals(title: str, unit: str, rows: Sequence[Row]) -> str:
   ends = [0.0, *(end for _, _, low, high in rows for end in (low, high))]
   margin = 0.06 * (max(ends) - min(ends)) or 1.0
   low, high = min(ends) - margin, max(ends) + margin
+  left = 24 + _LETTER * max(len(label) for label, *_ in rows)
 
   def x(value: float) -> float:
-    return _LEFT + (value - low) / (high - low) * (WIDTH - _LEFT - _RIGHT)
+    return left + (value - low) / (high - low) * (WIDTH - left - _RIGHT)
 
   bottom = _TOP + _ROW * len(rows)
-  parts = _value_axis(ticks(low, high), x, bottom, unit)
+  parts = [
+    f'<path class="grid" d="M{x(value):.1f} {_TOP}V{bottom}"/>'
+    f'<text class="tick middle" x="{x(value):.1f}" y="{bottom + 16}">{_signed(value)}</text>'
+    for value in ticks(low, high)
+  ]
+  parts.append(_axis_title(unit, (left + WIDTH - _RIGHT) / 2, bottom))
   parts.append(f'<path class="zero" d="M{x(0):.1f} {_TOP}V{bottom}"/>')
   for number, (label, value, below, above) in enumerate(rows):
     y = _TOP + _ROW * (number + 0.5)
     told = f"{label}: {value:+.1f} ({below:+.1f} to {above:+.1f}) {unit}"
     parts.append(
-      f'<text class="end" x="{_LEFT - 10}" y="{y + 4:.1f}">{escape(label)}</text>'
+      f'<text class="end" x="{left - 10:.1f}" y="{y + 4:.1f}">{escape(label)}</text>'
       f'<g stroke="{_COLOURS[0]}" fill="{_COLOURS[0]}"><title>{escape(told)}</title>'
       f'<path class="whisker" d="M{x(below):.1f} {y:.1f}H{x(above):.1f}"/>'
       f'<circle cx="{x(value):.1f}" cy="{y:.1f}" r="4.5"/></g>'
@@ -59,7 +66,7 @@ def intervals(title: str, unit: str, rows: Sequence[Row]) -> str:
 
 def curves(title: str, lines: Mapping[str, Sequence[tuple[int, float]]]) -> str:
   """Shares (0 to 1) over steps, one line an arm; each with at least one point."""
-  height = _TOP + _PLOT + _BOTTOM + 18 * math.ceil(len(lines) / 3)
+  height = _TOP + _PLOT + _BOTTOM + 20 + 18 * math.ceil(len(lines) / 3)
   last = max((step for points in lines.values() for step, _ in points), default=1)
   top = max((value for points in lines.values() for _, value in points), default=1.0)
   top = min(1.0, top * 1.1) or 1.0
@@ -81,6 +88,7 @@ def curves(title: str, lines: Mapping[str, Sequence[tuple[int, float]]]) -> str:
     parts.append(
       f'<text class="tick middle" x="{x(step):.1f}" y="{_TOP + _PLOT + 18}">{step:g}</text>'
     )
+  parts.append(_axis_title("step", (left + WIDTH - _RIGHT) / 2, _TOP + _PLOT))
   for number, (name, points) in enumerate(lines.items()):
     colour = _COLOURS[number % len(_COLOURS)]
     path = "L".join(f"{x(step):.1f} {y(value):.1f}" for step, value in points)
@@ -90,7 +98,7 @@ def curves(title: str, lines: Mapping[str, Sequence[tuple[int, float]]]) -> str:
       for step, value in points
     )
     key_x = left + 190 * (number % 3)
-    key_y = _TOP + _PLOT + 42 + 18 * (number // 3)
+    key_y = _TOP + _PLOT + 62 + 18 * (number // 3)
     parts.append(
       f"<g><title>{escape(f'{name}: {told}')}</title>"
       f'<path class="line" stroke="{colour}" d="M{path}"/>{dots}</g>'
@@ -100,14 +108,12 @@ def curves(title: str, lines: Mapping[str, Sequence[tuple[int, float]]]) -> str:
   return _drawing(title, parts, height)
 
 
-def _value_axis(shown: Sequence[float], x, bottom: float, unit: str) -> list[str]:
-  parts = [
-    f'<path class="grid" d="M{x(value):.1f} {_TOP}V{bottom}"/>'
-    f'<text class="tick middle" x="{x(value):.1f}" y="{bottom + 16}">{value:+g}</text>'
-    for value in shown
-  ]
-  middle = (_LEFT + WIDTH - _RIGHT) / 2
-  return [*parts, f'<text class="tick middle" x="{middle}" y="{bottom + 34}">{escape(unit)}</text>']
+def _signed(value: float) -> str:
+  return f"{value:+g}".replace("-", "−") if value else "0"
+
+
+def _axis_title(text: str, middle: float, bottom: float) -> str:
+  return f'<text class="tick middle" x="{middle:.1f}" y="{bottom + 34}">{escape(text)}</text>'
 
 
 def _drawing(title: str, parts: Sequence[str], height: float) -> str:

@@ -7,6 +7,7 @@ said to be missing.
 """
 
 import dataclasses
+import functools
 import json
 import pathlib
 from collections.abc import Mapping, Sequence
@@ -14,8 +15,24 @@ from typing import Any
 
 from benchmarks.effects.leakage import Leakage
 from benchmarks.effects.plan import Study
-from benchmarks.effects.questions import CALLED, POINTS, Answer, answers, percent, trained
-from benchmarks.effects.results import WAYS, Results, machines, throughput
+from benchmarks.effects.questions import (
+  CALLED,
+  POINTS,
+  Answer,
+  answers,
+  percent,
+  trained,
+  verdict,
+)
+from benchmarks.effects.results import (
+  SIGNALS,
+  WAYS,
+  Gap,
+  Results,
+  machines,
+  signals,
+  throughput,
+)
 
 
 def main_table(results: Results) -> str:
@@ -43,6 +60,61 @@ def main_table(results: Results) -> str:
     seeds = len(results.seeds(name))
     lines.append(f"| {CALLED[name]} | " + " | ".join([*cells, str(seeds)]) + " |")
   return "\n".join(lines)
+
+
+def _differences(rows: Mapping[str, Gap]) -> str:
+  """The numbers of a question's chart."""
+  lines = [
+    f"| | of | to | {POINTS}, 95 % interval | questions | |",
+    "|---|---|---|---|---|---|",
+  ]
+  for label, gap in rows.items():
+    shares = f"{100 * gap.first:.1f} | {100 * gap.second:.1f}"
+    lines.append(f"| {label} | {shares} | {gap} | {gap.questions} | {verdict(gap)} |")
+  return "\n".join(lines)
+
+
+def _responses(results: Results) -> str:
+  """What the greedy answers to the first set's target-language questions are like."""
+  shares = {
+    "well_formed_rate": "well-formed",
+    "truncated/target": "cut short",
+    "rule/none": "no answer",
+    "language/translation/target": "translation in the pivot",
+    "number_recall/target": "numbers kept",
+  }
+  lines = [
+    "| arm | " + " | ".join(shares.values()) + " | chrF++ | tokens |",
+    "|---" * (len(shares) + 3) + "|",
+  ]
+  for name in results.arms:
+    if name == "base":
+      continue  # it was not asked for a translation
+    mean = functools.partial(results.mean, name, results.sets[0], "greedy")
+    cells = [percent(mean(measure)) for measure in shares]
+    cells += [percent(mean(measure), 1.0) for measure in ("chrf/target", "tokens/target")]
+    lines.append(f"| {CALLED[name]} | " + " | ".join(cells) + " |")
+  if len(lines) == 2:
+    return "No arm that was taught the format is finished."
+  return (
+    f"{results.sets[0]}, greedy, target languages, in %; no answer also over the pivot's questions."
+    " Numbers of the question are counted where there is a translation, chrF++ (0 to"
+    " 100) with a missing one as empty.\n\n" + "\n".join(lines)
+  )
+
+
+def _signals(rows: Sequence[Mapping[str, Any]]) -> str:
+  if not rows:
+    return "No arm of self-feedback is finished."
+  heads = [key.replace("_", " ") for key in SIGNALS]
+  lines = ["| arm | steps | " + " | ".join(heads) + " |", "|---" * (len(heads) + 2) + "|"]
+  for row in rows:
+    cells = [f"{100 * row[key]:.1f}" for key in SIGNALS]
+    lines.append(f"| {CALLED[row['arm']]} | {row['steps']} | " + " | ".join(cells) + " |")
+  return (
+    "Means over the training steps, in %. Where all responses to a question are rewarded alike"
+    " (zero variance) nothing is learned from it.\n\n" + "\n".join(lines)
+  )
 
 
 def _speed(rows: Sequence[Mapping[str, Any]]) -> str:
@@ -104,11 +176,17 @@ def _saturation(results: Results) -> str:
 
 
 def _time(results: Results) -> str:
-  lines = ["| arm | seed | minutes | starts |", "|---|---|---|---|"]
+  lines = ["| arm | seed | minutes | CPU-minutes | starts |", "|---|---|---|---|---|"]
   for name, arms in results.arms.items():
     for arm in arms:
       legs = sum(len(program.legs()) for program in arm.programs)
-      lines.append(f"| {CALLED[name]} | {arm.seed} | {arm.seconds() / 60:.1f} | {legs} |")
+      taken = f"{arm.seconds() / 60:.1f} | {arm.cpu_seconds() / 60:.1f}"
+      lines.append(f"| {CALLED[name]} | {arm.seed} | {taken} | {legs} |")
+  everything = [arm for arms in results.arms.values() for arm in arms]
+  if everything:
+    wall = sum(arm.seconds() for arm in everything) / 60
+    cpu = sum(arm.cpu_seconds() for arm in everything) / 60
+    lines.append(f"| all | | {wall:.1f} | {cpu:.1f} | |")
   return "\n".join(lines)
 
 
@@ -136,6 +214,7 @@ def write(
   workdir = study.workdir
   found = answers(results)
   speed = throughput(results, study.configuration())
+  learned_from = signals(results)
   for one in found:
     if one.chart:
       (workdir / "charts").mkdir(exist_ok=True)
@@ -151,9 +230,13 @@ def write(
   ]
   for one in found:
     sections.append(f"## {one.question}\n\n{one.sentence}\n")
+    if one.rows:
+      sections.append(_differences(one.rows) + "\n")
     if one.chart:
       sections.append(f"![{one.question}](charts/{one.anchor}.svg)\n")
   sections += [
+    f"## What are the responses like?\n\n{_responses(results)}\n",
+    f"## What was there to learn from?\n\n{_signals(learned_from)}\n",
     f"## Are test questions in training?\n\n{leakage.told()}\n",
     f"## How the settings were chosen\n\n{_searched(search)}\n",
     f"## Is PAM saturated?\n\n{_saturation(results)}\n",
@@ -165,7 +248,8 @@ def write(
   ]
   path = workdir / "study.md"
   path.write_text("\n".join(sections), "utf-8")
-  _write_json(workdir / "study.json", study, results, found, leakage, search, speed, command)
+  measured = {"signals": learned_from, "throughput": speed}
+  _write_json(workdir / "study.json", study, results, found, leakage, search, measured, command)
   return path
 
 
@@ -182,7 +266,7 @@ def _write_json(
   found: Sequence[Answer],
   leakage: Leakage,
   search: Mapping[str, Any] | None,
-  speed: Sequence[Mapping[str, Any]],
+  measured: Mapping[str, Sequence[Mapping[str, Any]]],
   command: str,
 ) -> None:
   values = {
@@ -195,6 +279,7 @@ def _write_json(
       name: {
         "seeds": [arm.seed for arm in arms],
         "seconds": [arm.seconds() for arm in arms],
+        "cpu_seconds": [arm.cpu_seconds() for arm in arms],
         "starts": [sum(len(program.legs()) for program in arm.programs) for arm in arms],
         "measures": {
           tested: {way: results.measures(name, tested, way) for way in WAYS}
@@ -214,6 +299,6 @@ def _write_json(
     "leakage": dataclasses.asdict(leakage),
     "search": search,
     "saturation": results.saturation(),
-    "throughput": speed,
+    **measured,
   }
   path.write_text(json.dumps(values, indent=2) + "\n", "utf-8")

@@ -79,14 +79,16 @@ SCALES: Mapping[str, Scale] = {
   "cpu": Scale(
     arms=("pivot", "gold", "target_majority", "continued_pam"),
     seeds=1,
-    sets={"mgsm": "", "msvamp": "('msvamp[:8]',)"},
+    sets={"msvamp": "", "mgsm": "('mgsm[:24]',)"},
     platforms="cpu",
     few_shot=_EIGHT_SHOT
     | {
       "evaluation.exemplars": 2,
+      "evaluation.sampled": False,
       "evaluation.max_prompt_length": 1536,
       "evaluation.max_new_tokens": 96,
       "evaluation.batch_size": 32,
+      "rollout.prompt_bucket": 128,
     },
     arm_settings={"evaluation.every": 4},
     grid={
@@ -117,6 +119,9 @@ class Arm:
 
   def seconds(self) -> float:
     return sum(program.seconds() for program in self.programs)
+
+  def cpu_seconds(self) -> float:
+    return sum(program.cpu_seconds() for program in self.programs)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -49,14 +49,27 @@ def percent(found: tuple[float, float] | None, scale: float = 100.0) -> str:
 
 def verdict(gap: Gap) -> str:
   if not gap.shown:
-    return "no difference is shown"
-  return "higher" if gap.value > 0 else "lower"
+    return "No difference is shown"
+  return "Higher" if gap.value > 0 else "Lower"
 
 
 def answers(results: Results) -> list[Answer]:
   """What the finished arms say to each question, on the first set, greedy, unless it says so."""
-  found = [_beats(results), _gold(results), _languages(results), _english(results)]
+  found = [_mapping(results), _beats(results), _gold(results), _languages(results)]
+  found.append(_english(results))
   return [*found, _translation(results), _vote(results)]
+
+
+def _mapping(results: Results) -> Answer:
+  rows = {}
+  for tested in results.sets:
+    for group, codes in results.groups.items():
+      gap = results.gap("base", "pam", tested, "greedy", codes)
+      if gap is not None:
+        rows[f"{tested}, {group}"] = gap
+  return _answer(
+    "mapping", "What does PAM change?", "PAM minus the base model, each asked in its own way", rows
+  )
 
 
 def _gaps(results: Results, pairs: Mapping[str, tuple[str, str]], codes: Sequence[str]):
@@ -67,14 +80,16 @@ def _gaps(results: Results, pairs: Mapping[str, tuple[str, str]], codes: Sequenc
   return {label: gap for label, gap in gaps.items() if gap is not None}
 
 
-def _answer(anchor: str, question: str, title: str, rows: Mapping[str, Gap], said: str) -> Answer:
-  """The chart and the sentence of differences."""
+def _answer(anchor: str, question: str, said: str, rows: Mapping[str, Gap]) -> Answer:
+  """The chart of differences, and `said`, which names them, with what the intervals show."""
   if not rows:
     return Answer(anchor, question, {}, "The arms that it compares are not finished.")
-  told = "; ".join(f"{label} {gap}: {verdict(gap)}" for label, gap in rows.items())
+  by_verdict: dict[str, list[str]] = {}
+  for label, gap in rows.items():
+    by_verdict.setdefault(verdict(gap), []).append(label)
+  told = ". ".join(f"{found}: {'; '.join(labels)}" for found, labels in by_verdict.items())
   drawn = [(label, 100 * gap.value, 100 * gap.low, 100 * gap.high) for label, gap in rows.items()]
-  chart = charts.intervals(title, POINTS, drawn)
-  return Answer(anchor, question, rows, f"{said}: {told}.", chart)
+  return Answer(anchor, question, rows, f"{said}. {told}.", charts.intervals(said, POINTS, drawn))
 
 
 def trained(results: Results) -> tuple[str, ...]:
@@ -82,7 +97,7 @@ def trained(results: Results) -> tuple[str, ...]:
 
 
 def _beats(results: Results) -> Answer:
-  pairs = {f"to {CALLED[name]}": (name, "pivot") for name in _WITHOUT_PIVOT}
+  pairs = {CALLED[name]: (name, "pivot") for name in _WITHOUT_PIVOT}
   rows = _gaps(results, pairs, trained(results))
   return _answer(
     "feedback",
@@ -90,20 +105,14 @@ def _beats(results: Results) -> Answer:
     " labels?",
     "SRL with pivot feedback minus each control, trained languages",
     rows,
-    "Pivot feedback, compared",
   )
 
 
 def _gold(results: Results) -> Answer:
-  pairs = {"gold to pivot": ("pivot", "gold"), "gold to PAM": ("pam", "gold")}
+  pairs = {CALLED[name]: (name, "gold") for name in ("pivot", "pam")}
   rows = _gaps(results, pairs, trained(results))
-  return _answer(
-    "gold",
-    "How far is it from gold?",
-    "SRL with gold reward minus pivot feedback and PAM, trained languages",
-    rows,
-    "Gold reward, compared",
-  )
+  said = "SRL with gold reward minus pivot feedback and PAM, trained languages"
+  return _answer("gold", "How far is it from gold?", said, rows)
 
 
 def _languages(results: Results) -> Answer:
@@ -114,26 +123,15 @@ def _languages(results: Results) -> Answer:
     if gap is not None:
       never = "" if code in trained(results) else " (never trained)"
       rows[f"{LANGUAGES[code].name}{never}"] = gap
-  return _answer(
-    "languages",
-    "Which languages gain?",
-    "SRL with pivot feedback minus PAM, by language",
-    rows,
-    "By language, one in twenty by chance",
-  )
+  said = "SRL with pivot feedback minus PAM, by language (one in twenty differs by chance)"
+  return _answer("languages", "Which languages gain?", said, rows)
 
 
 def _english(results: Results) -> Answer:
   pairs = {CALLED[name]: ("pam", name) for name in (*SOURCES, *CONTINUED)}
   rows = _gaps(results, pairs, (results.pivot,))
   name = LANGUAGES[results.pivot].name
-  return _answer(
-    "pivot-language",
-    f"Does {name} lose?",
-    f"Each arm minus PAM, {name}",
-    rows,
-    f"{name}, each arm compared to PAM",
-  )
+  return _answer("pivot-language", f"Does {name} lose?", f"Each arm minus PAM, {name}", rows)
 
 
 def _translation(results: Results) -> Answer:
@@ -147,15 +145,19 @@ def _translation(results: Results) -> Answer:
     "Is the translation better?",
     "Numbers of the question kept by its translation, pivot feedback minus PAM",
     rows,
-    "Share of the question's numbers that its translation keeps",
   )
-  quality = [
-    f"{CALLED[name]} {percent(found, 1.0)}"
-    for name in results.arms
-    if (found := results.mean(name, results.sets[0], "greedy", "chrf/target")) is not None
-  ]
-  told = f" chrF++ against the reference, all target languages: {', '.join(quality)}."
-  return dataclasses.replace(answer, sentence=answer.sentence + (told if quality else ""))
+  told = ""
+  for group in results.groups:
+    if group == results.pivot:
+      continue
+    quality = [
+      f"{CALLED[name]} {percent(found, 1.0)}"
+      for name in results.arms
+      if (found := results.by_group(name, results.sets[0], "greedy", group, "chrf")) is not None
+    ]
+    if quality:
+      told += f" chrF++ against the reference, {group} languages: {', '.join(quality)}."
+  return dataclasses.replace(answer, sentence=answer.sentence + told)
 
 
 def _vote(results: Results) -> Answer:

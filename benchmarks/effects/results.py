@@ -22,6 +22,17 @@ from pasmr_jax.experiment.comparison import compare, read_scores
 from pasmr_jax.models.pretrained import load_config
 
 WAYS = ("greedy", "sampled")
+# Metrics of a step of self-feedback (docs/method.md) that tell what there was to learn from.
+SIGNALS = (
+  "well_formed_rate",
+  "answered_rate",
+  "label_rate",
+  "vote_confidence",
+  "reward",
+  "zero_variance_share",
+  "translation_number_recall",
+  "truncation_rate",
+)
 _Scores = dict[tuple[str, str], float]  # (language, id of a question) -> 0 to 1
 
 
@@ -75,9 +86,15 @@ class Results:
 
   def accuracy(self, name: str, tested: str, way: str, group: str) -> tuple[float, float] | None:
     """Mean over a group's languages that the set has, then over seeds, with its error."""
+    return self.by_group(name, tested, way, group, "accuracy")
+
+  def by_group(
+    self, name: str, tested: str, way: str, group: str, measure: str
+  ) -> tuple[float, float] | None:
+    """The same of any measure that there is by language, such as `chrf`."""
     found = []
     for values in self.measures(name, tested, way):
-      known = [f"accuracy/{code}" for code in self.groups[group] if f"accuracy/{code}" in values]
+      known = [f"{measure}/{code}" for code in self.groups[group] if f"{measure}/{code}" in values]
       if known:
         found.append(float(np.mean([values[one] for one in known])))
     return mean_and_error(found) if found else None
@@ -193,6 +210,18 @@ def throughput(results: Results, config: Config) -> list[dict[str, Any]]:
   model = load_config(config.model.pretrained)
   model = dataclasses.replace(model, dtype=config.model.dtype)
   return roofline.beside(rows, devices.pop()[0], model, config)
+
+
+def signals(results: Results) -> list[dict[str, Any]]:
+  """What self-feedback had to learn from: means over the steps of each arm of it, and its seeds."""
+  rows = []
+  for name, arms in results.arms.items():
+    lines = [line for arm in arms for line in metric_lines(arm.folder, "srl") if "reward" in line]
+    if name not in SOURCES or not lines:
+      continue
+    means = {key: float(np.mean([line[key] for line in lines])) for key in SIGNALS}
+    rows.append({"arm": name, "steps": len(lines), **means})
+  return rows
 
 
 def _records(results: Results) -> list[dict[str, Any]]:

@@ -12,6 +12,7 @@ is searched with the arm `pivot`, and all arms of self-feedback take what was fo
 import itertools
 import json
 import pathlib
+import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -37,8 +38,16 @@ def chosen(workdir: pathlib.Path) -> dict[str, Any]:
   return {key: value for stage in found.values() for key, value in stage["chosen"].items()}
 
 
-def search(study: Study, leg: arms.Leg, environment: Mapping[str, str]) -> dict[str, Any]:
+def search(
+  study: Study, leg: arms.Leg, environment: Mapping[str, str], *, free: bool = False
+) -> dict[str, Any]:
   """Runs what is not finished of the search, and writes it down.
+
+  Args:
+    study: which study.
+    leg: ends it.
+    environment: variables of its runs.
+    free: remove the runs' checkpoints when all is written; their metrics stay.
 
   Returns:
     What was written.
@@ -83,4 +92,7 @@ def search(study: Study, leg: arms.Leg, environment: Mapping[str, str]) -> dict[
     "stages": stages,
   }
   (study.workdir / NAME).write_text(json.dumps(found, indent=2) + "\n", "utf-8")
+  if free:
+    for folder in (study.workdir / "search").glob("*/checkpoints"):
+      shutil.rmtree(folder)
   return found
