@@ -200,8 +200,9 @@ class Learner:
     )
     combine, hold = add_parts, lambda gradients: gradients
     if _replicas() > 1:
-      axes = {"axis_name": "replica", "spmd_axis_name": "replica"}
-      differentiate = jax.vmap(differentiate, in_axes=(None, 0), **axes)
+      differentiate = jax.vmap(
+        differentiate, in_axes=(None, 0), axis_name="replica", spmd_axis_name="replica"
+      )
       combine, hold = jax.vmap(add_parts), lambda gradients: jax.tree.map(_apart, gradients)
     split = _dealt(batch, pieces)
     first = jax.tree.map(lambda x: x[0], split)
