@@ -301,19 +301,20 @@ def _huggingface_rows(
   path: str, subset: str | None, split: str, columns: Mapping[str, str]
 ) -> Iterator[tuple[str, Any, int]]:
   import datasets
+  from datasets import config as settings
 
   where = f"{path} ({subset or 'default'}, {split})"
   silent = "" if os.path.exists(path) else hub.silence()
-  offline = datasets.config.HF_HUB_OFFLINE
+  offline = settings.HF_HUB_OFFLINE
   try:
     # `datasets` waits long for a hub that does not answer; what it has of it is in its cache.
-    datasets.config.HF_HUB_OFFLINE = offline or bool(silent)
+    settings.HF_HUB_OFFLINE = offline or bool(silent)
     rows = datasets.load_dataset(path, subset, split=split)
   except (OSError, ValueError) as error:
     reason = f" ({silent})" if silent else ""
     raise ValueError(f"{where}: datasets cannot load it: {error}{reason}") from error
   finally:
-    datasets.config.HF_HUB_OFFLINE = offline
+    settings.HF_HUB_OFFLINE = offline
   missing = [column for column in columns.values() if column not in rows.column_names]
   if missing:
     raise ValueError(f"{where}: no column {missing[0]!r}; it has {', '.join(rows.column_names)}")
