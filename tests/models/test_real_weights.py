@@ -4,6 +4,7 @@ import dataclasses
 import functools
 import gc
 import importlib.util
+import inspect
 import pathlib
 
 import jax
@@ -87,6 +88,8 @@ def continued(torch, model, prompts) -> list[list[int]]:
   width = max(map(len, prompts))
   tokens = torch.tensor([[0] * (width - len(prompt)) + prompt for prompt in prompts])
   mask = torch.tensor([[0] * (width - len(prompt)) + [1] * len(prompt) for prompt in prompts])
+  # Renamed in transformers 5.24.
+  cache = "cache" if "cache" in inspect.signature(model.forward).parameters else "past_key_values"
   past, found = None, []
   for _ in range(GREEDY):
     positions = (mask.cumsum(1) - 1).clamp(min=0)[:, -tokens.shape[1] :]
@@ -94,11 +97,11 @@ def continued(torch, model, prompts) -> list[list[int]]:
       tokens,
       attention_mask=mask,
       position_ids=positions,
-      past_key_values=past,
       use_cache=True,
       logits_to_keep=1,
+      **{cache: past},
     )
-    past, tokens = output.past_key_values, output.logits[:, -1:].argmax(-1)
+    past, tokens = output[cache], output.logits[:, -1:].argmax(-1)
     found.append(tokens[:, 0].numpy())
     mask = torch.cat([mask, torch.ones_like(mask[:, :1])], 1)
   return np.stack(found, 1).tolist()

@@ -50,7 +50,7 @@ def test_an_answer_is_kept_until_something_changes(worker, tmp_path, monkeypatch
   assert Planning(config, tmp_path).plan("v5e:2x2") == first
   assert asked == ["v5e:2x2"]
   assert (first["topology"], first["versions"]) == ("v5e:2x2", {"jax": "1"})
-  config.srl.microbatches = 2
+  config.srl.microbatches = 4
   Planning(config, tmp_path).plan("v5e:2x2")
   Planning(config, tmp_path, quick=True).plan("v5e:2x2")
   monkeypatch.setattr(plan, "compiler_versions", lambda: {"jax": "2"})
