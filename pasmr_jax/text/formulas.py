@@ -32,8 +32,9 @@ _BOLD = re.compile(r"\\(?:mathbf|textbf|boldsymbol|bm)\s?\{([^{}]{0,200})\}")
 _TEXT = re.compile(r"\\(?:mathrm|text|mbox)\s?\{([^{}]{0,200})\}")
 _LETTER = r"[^\W\d_]"
 _UNIT = re.compile(  # up to six words, with the punctuation and exponents that units have
-  rf"[\s~*_`'\"$.,;:!。।॥۔፣።%°)\]}}|]*(?:-?\\?(?:{_LETTER}|[\u0900-\u0dff\u200c\u200d'])+"
-  r"[\s.,;:!。।॥۔።%°)\]}*$²³/{-]*(?:\^?\{?[23]\}?)?){0,6}$"
+  # Nothing is given back (++, *+): a long word could be cut into six in millions of ways.
+  rf"[\s~*_`'\"$.,;:!。।॥۔፣።%°)\]}}|]*+(?:-?\\?(?:{_LETTER}|[\u0900-\u0dff\u200c\u200d'])++"
+  r"[\s.,;:!。।॥۔።%°)\]}*$²³/{-]*+(?:\^?\{?[23]\}?)?){0,6}$"
 )
 _BRACKET = re.compile(r"[(\[\]|]")
 _TIMES = re.compile(r"(?<=[0-9])\s?[xX]\s?(?=[0-9])")  # 4 x 5 and 4x5, not 4x

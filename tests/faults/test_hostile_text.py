@@ -134,3 +134,12 @@ def test_logs_hold_it_and_show_nothing_of_it(tmp_path, text):
   partial.start([])
   partial.append([response])
   assert partial.read() == ([response], "")
+
+
+@pytest.mark.parametrize("letters", [60, 20_000])
+def test_a_long_word_behind_a_number_is_read_at_once(letters):
+  """Found by atheris: 60 letters and an end that no unit has took 18 seconds."""
+  hostile.warm_up()
+  start = time.process_time()
+  hostile.whole_way(f"#### 1N I{'k' * letters}finity -0y i-f", "de")
+  assert time.process_time() - start < 1
