@@ -19,9 +19,20 @@ from pasmr_jax.learning.update import Learner
 from pasmr_jax.models.transformer import init_params
 from tests.small_model import MODEL
 
-pytestmark = pytest.mark.faults
+# Where a restore fails Orbax leaves reads unfinished, which complain when they are collected.
+pytestmark = [
+  pytest.mark.faults,
+  pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
+]
 
 STEPS = (3, 5, 9)
+
+
+@pytest.fixture(autouse=True)
+def collected():
+  """Collects them while they are known of, not in a test of another file."""
+  yield
+  gc.collect()
 
 
 @pytest.fixture(scope="module")
@@ -127,8 +138,6 @@ def test_damage_to_a_file_outside_the_seal_is_found_or_does_not_matter(
     assert checkpoints.find("best") == expected
 
 
-# Orbax leaves reads unfinished, which complain when they are collected: here, not in another test.
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 def test_a_checkpoint_whose_arrays_are_of_another_size_than_it_says_is_refused(tmp_path, state):
   other = dataclasses.replace(MODEL, mlp_dim=64)
   params = jax.jit(lambda key: init_params(other, key))(jax.random.key(3))
@@ -137,7 +146,6 @@ def test_a_checkpoint_whose_arrays_are_of_another_size_than_it_says_is_refused(t
     checkpoints.save(larger.replace(step=jnp.int32(1)), {}, Progress(), MODEL, None)
   with _open(tmp_path) as checkpoints, pytest.raises(ValueError, match="shape"):
     checkpoints.restore(state, MODEL)
-  gc.collect()
 
 
 def test_the_run_goes_on_from_the_previous_one_and_saves_the_step_anew(workdir, state):
