@@ -320,7 +320,7 @@ def test_gaps_are_paired_and_averaged_over_seeds(tmp_path):
   found = collected(tmp_path)
   assert found.groups == {"trained": ("de",), "unseen": ("bn",), "en": ("en",)}
   gap = found.gap("pam", "pivot", "held_out", "greedy", ("de",))
-  assert (gap.value, gap.questions) == (pytest.approx(0.5), 20)
+  assert (gap.value, gap.questions, gap.differing) == (pytest.approx(0.5), 20, 12)
   assert gap.by_seed == (pytest.approx(0.4), pytest.approx(0.6))
   assert 0.2 < gap.low < 0.5 < gap.high < 0.8
   assert gap.shown

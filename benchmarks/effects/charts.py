@@ -20,7 +20,7 @@ _COLOURS = ("#0b61a4", "#c2410c", "#15803d", "#7e22ce", "#a16207", "#475569", "#
 _STYLE = (
   "text{font:13px system-ui,sans-serif;fill:#1f2937}.title{font-weight:600}.tick{fill:#4b5563;"
   "font-size:11px}.end{text-anchor:end}.middle{text-anchor:middle}.grid{stroke:#e5e7eb}"
-  ".zero{stroke:#6b7280;stroke-width:1.5}.whisker{stroke-width:2}.line{fill:none;stroke-width:2}"
+  ".zero{stroke:#6b7280;stroke-width:1.5}.whisker{stroke-width:2}.line{fill:none}"
 )
 
 # label, value, lower and upper end; in the unit of the axis
@@ -84,13 +84,14 @@ def curves(title: str, lines: Mapping[str, Sequence[tuple[int, float]]]) -> str:
       f'<path class="grid" d="M{left} {y(value):.1f}H{WIDTH - _RIGHT}"/>'
       f'<text class="tick end" x="{left - 6}" y="{y(value) + 4:.1f}">{100 * value:g} %</text>'
     )
-  for step in ticks(0.0, float(last)):
+  for step in (step for step in ticks(0.0, float(last)) if step == int(step)):
     parts.append(
       f'<text class="tick middle" x="{x(step):.1f}" y="{_TOP + _PLOT + 18}">{step:g}</text>'
     )
   parts.append(_axis_title("step", (left + WIDTH - _RIGHT) / 2, _TOP + _PLOT))
   for number, (name, points) in enumerate(lines.items()):
     colour = _COLOURS[number % len(_COLOURS)]
+    width = 2 + 2 * (len(lines) - 1 - number)  # one below another still shows
     path = "L".join(f"{x(step):.1f} {y(value):.1f}" for step, value in points)
     told = ", ".join(f"{100 * value:.1f} % at step {step}" for step, value in points)
     dots = "".join(
@@ -101,7 +102,7 @@ def curves(title: str, lines: Mapping[str, Sequence[tuple[int, float]]]) -> str:
     key_y = _TOP + _PLOT + 62 + 18 * (number // 3)
     parts.append(
       f"<g><title>{escape(f'{name}: {told}')}</title>"
-      f'<path class="line" stroke="{colour}" d="M{path}"/>{dots}</g>'
+      f'<path class="line" stroke="{colour}" stroke-width="{width}" d="M{path}"/>{dots}</g>'
       f'<rect x="{key_x}" y="{key_y - 9}" width="12" height="10" fill="{colour}"/>'
       f'<text x="{key_x + 18}" y="{key_y}">{escape(name)}</text>'
     )

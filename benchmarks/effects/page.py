@@ -33,6 +33,7 @@ from benchmarks.effects.results import (
   signals,
   throughput,
 )
+from pasmr_jax.experiment.comparison import MIN_DIFFERING
 
 
 def main_table(results: Results) -> str:
@@ -65,12 +66,13 @@ def main_table(results: Results) -> str:
 def _differences(rows: Mapping[str, Gap]) -> str:
   """The numbers of a question's chart."""
   lines = [
-    f"| | of | to | {POINTS}, 95 % interval | questions | |",
-    "|---|---|---|---|---|---|",
+    f"| | of | to | {POINTS}, 95 % interval | questions | that differ | |",
+    "|---" * 7 + "|",
   ]
   for label, gap in rows.items():
     shares = f"{100 * gap.first:.1f} | {100 * gap.second:.1f}"
-    lines.append(f"| {label} | {shares} | {gap} | {gap.questions} | {verdict(gap)} |")
+    counts = f"{gap.questions} | {gap.differing}"
+    lines.append(f"| {label} | {shares} | {gap} | {counts} | {verdict(gap)} |")
   return "\n".join(lines)
 
 
@@ -224,8 +226,10 @@ def write(
     f"`{command}`, accuracy in %, mean ± standard error over seeds. Groups of languages: "
     + "; ".join(f"{name}: {', '.join(codes)}" for name, codes in results.groups.items())
     + f". Differences are in {POINTS} with 95 % intervals over questions, paired by question and"
-    f" seed, on {results.sets[0]}, trained languages. Each measures these runs: with few seeds it"
-    " does not say what other seeds would give.\n",
+    f" seed, greedy, on {results.sets[0]} unless they say otherwise. One is called shown if its"
+    f" interval leaves out 0 and at least {MIN_DIFFERING} questions differ, each counted once in"
+    " all its languages: fewer may all differ to one side by chance. Each measures these runs: with"
+    " few seeds it does not say what other seeds would give.\n",
     _missing(results, names, seeds) + main_table(results) + "\n",
   ]
   for one in found:

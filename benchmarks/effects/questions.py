@@ -171,5 +171,5 @@ def _vote(results: Results) -> Answer:
   if not lines:
     return Answer("vote", question, {}, "No arm of self-feedback is finished.")
   chart = charts.curves("Labels that are right, development questions", lines)
-  said = "Share of the labels that are gold (0 where no response had a label): "
+  said = "Share of the labels that are gold (0 also where no response had a label): "
   return Answer("vote", question, {}, said + "; ".join(told) + ".", chart)

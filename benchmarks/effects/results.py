@@ -46,6 +46,7 @@ class Gap:
   high: float
   shown: bool  # the interval leaves out 0 and enough questions differ
   questions: int
+  differing: int  # of them, in any of the languages, that the two do not have right alike
   by_seed: tuple[float, ...]
 
   @property
@@ -138,6 +139,7 @@ class Results:
       high=gap.interval.high,
       shown=gap.significant,
       questions=gap.questions,
+      differing=gap.differing,
       by_seed=tuple(_difference(*pair) for pair in scores),
     )
 
