@@ -76,6 +76,46 @@ def test_a_large_vocabulary_keeps_exactly_the_textbook_set():
   assert len(np.unique(tokens)) > 0.9 * kept.sum()
 
 
+def _shapes():
+  random = np.random.default_rng(0)
+  ids = 30_000
+  flat = random.normal(size=ids)
+  zipf = -np.log(np.arange(1, ids + 1))
+  return {
+    "nearly flat": flat * 0.3,
+    "normal": flat * 2,
+    "few that weigh all": zipf * 4,
+    "a long tail": zipf + flat * 0.1,
+    "two levels": np.where(random.random(ids) < 1e-3, 9.0, flat),
+    "all the same": np.zeros(ids),
+    "two values": np.where(random.random(ids) < 0.5, 1.0, 0.0),
+    "one id": np.where(np.arange(ids) == 7, 0.0, -1e30),
+  }
+
+
+@pytest.mark.parametrize("name", _shapes())
+def test_the_smallest_set_is_kept_whatever_the_shape_of_the_distribution(name):
+  logits = np.float32(_shapes()[name])
+  blocks = jnp.asarray(sampling._blocked(jnp.asarray(logits)[None]))
+  weights = jnp.exp(blocks - logits.max())
+  find = jax.jit(sampling.truncation_threshold)
+  exact = np.sort(np.exp(np.float64(logits - logits.max())))[::-1]
+  rounding = 3e-6 * exact.sum()
+  for top_p in (0.05, 0.3, 0.7, 0.95, 0.999):
+    least = find(weights, weights.sum((0, 2)), _settings(top_p=top_p).for_rows(1))
+    kept = exact[exact >= float(least[0]) * (1 - 1e-6)]
+    wanted = top_p * exact.sum()
+    assert kept.sum() >= wanted - rounding
+    # Without its least likely ids, all of them that weigh the same, it would not be enough.
+    assert kept[kept > kept[-1] * (1 + 1e-6)].sum() < wanted + rounding
+  for top_k in (1, 2, 40, 5_000):
+    least = find(weights, weights.sum((0, 2)), _settings(top_k=top_k).for_rows(1))
+    kept = np.asarray(weights)[np.asarray(weights) >= float(least[0])]
+    kept = kept[kept > 0]
+    wanted = min(top_k, int((np.asarray(weights) > 0).sum()))
+    assert (kept > kept.min()).sum() < wanted <= len(kept)
+
+
 def test_greedy_takes_the_likeliest_and_needs_no_noise():
   tokens, logprobs, drawn = _draw(LOGITS, _settings(0.0), 100)
   assert (tokens == 0).all()
