@@ -92,8 +92,8 @@ SCALES: Mapping[str, Scale] = {
     },
     arm_settings={"evaluation.every": 4},
     grid={
-      "pam": {"pam.optimizer.learning_rate": (2e-4, 5e-4)},
-      "srl": {"srl.optimizer.learning_rate": (5e-5, 2e-4)},
+      "pam": {"pam.optimizer.learning_rate": (1e-3, 3e-4)},
+      "srl": {"srl.optimizer.learning_rate": (3e-4, 1e-4)},
     },
   ),
   "gpu": Scale(platforms="cuda,cpu", **_WHOLE),
