@@ -91,7 +91,8 @@ class FormulaReader:
       return value
     lowered = text.lower()
     number = self.numbers.first(lowered, 0, len(lowered))
-    if number and not computes(lowered) and not _BRACKET.search(lowered, 0, number.start):
+    power = number is not None and lowered.startswith("^", number.end)  # one that cannot be read
+    if number and not (power or computes(lowered) or _BRACKET.search(lowered, 0, number.start)):
       return value_of(self.end_of_equation(lowered, number, len(lowered)))
     return symbolic.read_words(text)
 

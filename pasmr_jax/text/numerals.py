@@ -39,12 +39,12 @@ _SLASH_FRACTION = re.compile(r"([ \u00a0]?/[ \u00a0]?)([0-9]{1,60})(?![0-9]|[.,/
 _MIXED = re.compile(r"[ \u00a0]+([0-9]{1,60})/([0-9]{1,60})(?![0-9]|[.,/][0-9])")
 _MIXED_VULGAR = re.compile(rf"[ \u00a0]?({_VULGAR_CLASS})")
 _MIXED_LATEX = re.compile(r"\s?(?=\\[dtc]?frac)")
-_E_NOTATION = re.compile(r"e([+-]?[0-9]{1,6})(?!\w|\.[0-9])")
+_E_NOTATION = re.compile(r"e([+-]?[0-9]{1,99})(?!\w|\.[0-9])")
 _TIMES_TEN = re.compile(
-  r"\s?(?:×|x|\*|·|\\times|\\cdot)\s?10(?:\s?\^\s?(?:\{\s?([+-]?[0-9]{1,6})\s?\}|([+-]?[0-9]{1,6}))"
+  r"\s?(?:×|x|\*|·|\\times|\\cdot)\s?10(?:\s?\^\s?(?:\{\s?([+-]?[0-9]{1,99})\s?\}|([+-]?[0-9]{1,99}))"
   r"|([⁺-]?[⁰¹²³⁴⁵⁶⁷⁸⁹]{1,6}))"
 )
-_POWER = re.compile(r"\s?\^\s?(?:\{\s?([+-]?[0-9]{1,6})\s?\}|([0-9]{1,6}))|([⁰¹²³⁴⁵⁶⁷⁸⁹]{1,6})")
+_POWER = re.compile(r"\s?\^\s?(?:\{\s?([+-]?[0-9]{1,99})\s?\}|([0-9]{1,99}))|([⁰¹²³⁴⁵⁶⁷⁸⁹]{1,6})")
 _CLOCK = re.compile(r":([0-9]{1,4})(?![0-9:])")
 _EXPONENT_BEFORE = re.compile(r"(?:\^|[^\W_]_|[})\]]_)[\s{]{0,2}[-+]?$")
 _MONEY = ".$¢£¤¥֏؋৲৳৻૱௹฿៛﷼" + "".join(map(chr, range(0x20A0, 0x20D0)))  # "." ends "Rs."

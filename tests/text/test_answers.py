@@ -447,9 +447,9 @@ def test_ordinary_answers_are_quick():
     assert value_of(read_answer(text, code)) == "11"
   best = float("inf")
   for _ in range(5):
-    begin = time.perf_counter()
+    begin = time.process_time()
     for _ in range(200):
       for code, text in texts:
         read_answer(text, code)
-    best = min(best, (time.perf_counter() - begin) / (200 * len(texts)))
+    best = min(best, (time.process_time() - begin) / (200 * len(texts)))
   assert best < 50e-6
