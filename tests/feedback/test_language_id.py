@@ -143,9 +143,9 @@ def test_any_text_gets_a_language_in_play_or_none(texts: list[str]):
 def test_hostile_texts_are_quick():
   for fragment in ("$", "$x^", "\\(", "\\[", "<a", "\\text{", "a ", "я", "http://", "</pivot>"):
     text = fragment * (10**6 // len(fragment))
-    begin = time.perf_counter()
+    begin = time.process_time()
     identify([text], MGSM_CODES)
-    assert time.perf_counter() - begin < 0.1, fragment
+    assert time.process_time() - begin < 0.1, fragment
 
 
 def questions(shared_data: Path, code: str) -> list[str]:
@@ -191,9 +191,9 @@ def test_a_text_takes_less_than_a_millisecond(shared_data: Path):
   best = float("inf")
   for attempt in range(3):
     fresh = [f"{text} {'!' * attempt}" for text in texts]  # not in the cache
-    begin = time.perf_counter()
+    begin = time.process_time()
     identify(fresh, MGSM_CODES)
-    best = min(best, (time.perf_counter() - begin) / len(texts))
+    best = min(best, (time.process_time() - begin) / len(texts))
   assert best < 1e-3
 
 
