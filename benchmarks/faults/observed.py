@@ -7,6 +7,7 @@ each says at which stage and step of METRICS, the run's metrics.jsonl, it was. T
 are told by JAX's own events; a program that the compilation cache has is compiled all the same.
 """
 
+import ctypes
 import json
 import os
 import pathlib
@@ -79,12 +80,19 @@ def place(metrics: pathlib.Path) -> dict[str, Any]:
 
 
 def _host() -> dict[str, int]:
-  """Memory of the process's own, and with what it has of files: a system may take those back."""
+  """Memory of the process's own, and with what it has of files: a system may take those back.
+
+  What the process has freed and its allocator keeps is given back first, where that can be done: it
+  comes and goes by megabytes, which would hide a few kilobytes a step.
+  """
+  if trim := getattr(ctypes.CDLL(None), "malloc_trim", None):
+    trim(0)
   status = pathlib.Path("/proc/self/status").read_text("utf-8")
   found = {line.partition(":")[0]: line.split()[1:2] for line in status.splitlines()}
   return {
     "host_kb": sum(int(found[name][0]) for name in ("RssAnon", "VmSwap")),
     "resident_kb": int(found["VmRSS"][0]),
+    "python_blocks": sys.getallocatedblocks(),
   }
 
 

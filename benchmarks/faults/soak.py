@@ -78,6 +78,7 @@ def judged(
     "host memory, kB, least of each tenth": _least(samples, "host_kb"),
     "host memory, kB a step": round(slope(samples, "host_kb"), 3),
     "with what it has of files, kB": _least(samples, "resident_kb"),
+    "blocks of Python's allocator, least of each tenth": _least(samples, "python_blocks"),
     "device memory, bytes, least of each tenth": _least(samples, "device_bytes"),
     "device memory, bytes a step": round(slope(samples, "device_bytes"), 3),
     "handles, least of each tenth": _least(samples, "handles"),
