@@ -192,6 +192,8 @@ def srl() -> ConfigDict:
   config.clip_high = 0.2
   config.kl_coef = 0.02  # of KL(policy || stage-1 policy); 0 holds no reference
   config.kl_estimator = "k3"  # k1, k2 or k3
+  config.exact_entropy = False  # also report the policy's entropy over the whole vocabulary, as
+  #                               `exact_entropy`; `entropy` is an estimate from the tokens drawn
   config.importance_cap = 2.0  # C of the truncated importance sampling between learner and sampler
   config.rehearsal_weight = 0.0  # of a supervised term on the PAM mixture in every update
   config.rehearsal_rows = 8  # packed rows of it a step

@@ -33,6 +33,7 @@ def get_config():
   config.srl.max_pivot_tokens = 96
   config.srl.microbatches = 4
   config.srl.row_bucket = 4
+  config.srl.longer_rows = ()
   config.srl.rehearsal_weight = 0.0
   config.feedback.pivot_samples = 2
   config.rollout.prompt_bucket = 64

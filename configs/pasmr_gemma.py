@@ -71,6 +71,8 @@ def get_config(size: str = "1b"):
   config.srl.max_pivot_tokens = 384
   config.srl.microbatches = 8
   config.srl.row_bucket = 64  # 8 microbatches of a row on each of 8 chips
+  config.srl.longer_rows = (1152,)  # GSM8K's responses fill few microbatches: less of the last is
+  #                                   padding when it may be of either length
   config.srl.optimizer.learning_rate = 1e-6
   config.srl.optimizer.warmup_steps = 20
   config.srl.rehearsal_weight = 0.1

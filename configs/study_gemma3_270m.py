@@ -73,6 +73,7 @@ def _real(trained, unseen):
   config.srl.max_pivot_tokens = 256
   config.srl.microbatches = 16  # of 4 rows
   config.srl.row_length = 1024
+  config.srl.longer_rows = ()
   config.srl.row_bucket = 64
   config.srl.optimizer.learning_rate = 3e-6
   config.srl.optimizer.warmup_steps = 20

@@ -354,6 +354,7 @@ def make_learner(config: Config, stage: str, model: TransformerConfig, valid_voc
     microbatches=settings.microbatches,
     row_bucket=settings.row_bucket if stage == "srl" else 0,
     average_decay=config.feedback.ema_decay,
+    entropy=stage == "srl" and settings.exact_entropy,
   )
 
 

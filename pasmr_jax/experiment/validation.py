@@ -274,9 +274,11 @@ def _batches(config: Config, devices: int) -> Iterator[str]:
 
 def _divides(name: str, rows: int, key: str, microbatches: int, devices: int) -> Iterator[str]:
   if rows % (microbatches * devices):
+    fewer = (n for n in range(microbatches, 0, -1) if rows % (n * devices) == 0)
+    helps = next((f"{key}={n}" for n in fewer), f"a multiple of {devices} rows")
     yield (
       f"{name} is {rows}; expected a multiple of {key} * devices that share rows"
-      f" = {microbatches} * {devices}"
+      f" = {microbatches} * {devices}: set {helps}"
     )
 
 

@@ -54,6 +54,7 @@ class Scoring:
   valid_vocab: int  # ids from here on have probability 0
   temperature: Number = 1.0  # logits are divided by it, as they were when the tokens were drawn
   chunk: int = 0  # N; 0 is as many as LOGITS allows
+  entropy: bool = False  # `token_loss` also reports the mean entropy, as `exact_entropy`
 
 
 def chunk_size(tokens: int, vocabulary: int, chunk: int = 0) -> int:
@@ -110,7 +111,9 @@ def token_loss(
     loss: log-probabilities of some tokens and their part of `rows` -> their loss and its parts,
       which are sums over these tokens (maxima, at least 0, where the name ends with `_max`). A
       token for which all of `rows` is 0 must leave no trace.
-    scoring: how.
+    scoring: how. With `entropy` the parts have one more, `exact_entropy`: the sum over tokens of
+      weight times the entropy, in nats, of the distribution that the token was scored by. It has
+      no gradient.
   """
   hidden, predicted = _run(params, sequences, scoring.config)
   wanted = predicted & (sequences.weights != 0)
@@ -119,7 +122,8 @@ def token_loss(
   def sweep(hidden, table):
     """The loss with its parts, and the gradients of hidden states and table."""
     finish = lambda one: transformer.finish_logits(one, scoring.config, scoring.valid_vocab)  # noqa: E731
-    slots = _arrange(hidden, wanted, (sequences.tokens, rows), scoring)
+    weights = sequences.weights if scoring.entropy else None
+    slots = _arrange(hidden, wanted, (sequences.tokens, rows, weights), scoring)
     gathered = _gathered(table, hidden.dtype)
 
     def value(logprobs, told, index):
@@ -129,7 +133,7 @@ def token_loss(
 
     def add(index, sums):
       totals, to_hidden, to_table = sums
-      states, (targets, told) = slots.chunk(index)
+      states, (targets, told, weights) = slots.chunk(index)
       flat = targets.reshape(-1)
       logits, to_before = jax.vjp(finish, _products(states, gathered))
       logprobs, powers, total = _logprobs(logits, flat, scoring.temperature)
@@ -138,6 +142,9 @@ def token_loss(
       slopes = (slopes / scoring.temperature).reshape(-1, 1)
       # d log p / d logits is 1 at the target, less each token's probability.
       to_logits = jnp.where(_is(flat, logits), slopes, 0.0) - powers * (slopes / total[:, None])
+      if scoring.entropy:
+        entropies = _entropies(logits, powers, total, scoring.temperature).reshape(targets.shape)
+        found = _with_entropy(found, jnp.where(slots.inside(index), weights * entropies, 0.0).sum())
       (to_products,) = to_before(to_logits)
       to_products = to_products.reshape(*targets.shape, -1)
       to_products = to_products.astype(states.dtype)
@@ -150,6 +157,8 @@ def token_loss(
     empty = jnp.zeros((slots.hidden.shape[0], slots.size), jnp.float32)
     shapes = jax.eval_shape(lambda: value(empty, slots.chunk(0)[1][1], 0))
     totals = jax.tree.map(lambda one: jnp.zeros(one.shape, one.dtype), shapes)
+    if scoring.entropy:
+      totals = _with_entropy(totals, jnp.zeros((), jnp.float32))
     to_table = None
     if trained:
       shape = (slots.hidden.shape[0], *table.shape)
@@ -240,6 +249,22 @@ def _logprobs(
   powers = jnp.exp((logits - largest[..., None]) / temperature)
   total = powers.sum(axis=-1)
   return (chosen - largest) / temperature - jnp.log(total), powers, total
+
+
+def _entropies(
+  logits: Float[Array, "M V"],
+  powers: Float[Array, "M V"],
+  total: Float[Array, " M"],
+  temperature: Number,
+) -> Float[Array, " M"]:
+  """- sum over V of p log p, of what `_logprobs` gives: log total less the mean exponent."""
+  exponents = (logits - logits.max(axis=-1, keepdims=True)) / temperature
+  return jnp.log(total) - (powers * exponents).sum(axis=-1) / total
+
+
+def _with_entropy(found: tuple[Array, Parts], entropy: Array) -> tuple[Array, Parts]:
+  loss, parts = found
+  return loss, parts | {"exact_entropy": entropy}
 
 
 def _summed(logits: Float[Array, "M V"], targets: Int[Array, " M"]) -> Float[Array, " M"]:

@@ -66,6 +66,7 @@ class Learner:
   row_bucket: int = 0  # rows of a policy batch that `microbatches` divide; 0 is all of them
   chunk: int = 0  # tokens of a device whose logits exist at a time; 0 is by size (logprobs.LOGITS)
   average_decay: float = 0.0
+  entropy: bool = False  # whether a policy's update reports `exact_entropy`
 
   def init(self, params, average: bool = False, frozen: Frozen | None = None) -> TrainState:
     """A state at step 0. Optimizer moments are born with the parameters' sharding.
@@ -118,7 +119,7 @@ class Learner:
       def loss(logprobs, part):
         return losses.policy_loss(logprobs, part, settings)
 
-      scoring = self._scoring(settings.temperature)
+      scoring = self._scoring(settings.temperature, self.entropy)
       total, parts = token_loss(params, batch.sequences, batch, loss, scoring)
       return total, parts | {"policy_loss": total}
 
@@ -170,8 +171,8 @@ class Learner:
 
     return token_loss(params, sequences, sequences.weights, loss, self._scoring(1.0))
 
-  def _scoring(self, temperature: Number) -> Scoring:
-    return Scoring(self.config, self.valid_vocab, temperature, self.chunk)
+  def _scoring(self, temperature: Number, entropy: bool = False) -> Scoring:
+    return Scoring(self.config, self.valid_vocab, temperature, self.chunk, entropy)
 
   def _gradients(
     self,

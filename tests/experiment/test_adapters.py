@@ -30,6 +30,7 @@ def _run(workdir, **changes):
   config.feedback.pivot_samples = 2
   config.feedback.source = "random"  # an untrained model's answers say nothing,
   config.srl.mask_truncated = False  # and have no end
+  config.srl.exact_entropy = True
   config.reward.gate = False
   config.lora.rank = RANK
   config.update_from_flattened_dict(changes)
@@ -114,6 +115,27 @@ def test_what_a_checkpoint_gives_is_merged(trained):
     assert np.abs(found - _hidden(run, state.frozen.params)).max() > 1e-3
 
 
+@pytest.mark.parametrize("rank", [0, RANK])
+def test_a_reference_is_held_only_where_it_is_used(trained, rank):
+  """With adapters it is their numbers alone: the weights under them are the policy's own."""
+  run, state = trained
+  for kl_coef, teacher, used in (
+    (0.0, "policy", False),
+    (0.0, "ema", False),
+    (0.0, "reference", True),
+    (0.5, "policy", True),
+  ):
+    keys = {"lora.rank": rank, "srl.kl_coef": kl_coef, "feedback.teacher": teacher}
+    other = _run(run.workdir, **keys)
+    with jax.set_mesh(other.mesh):
+      reference = other.make_stage("srl").reference
+    if not used:
+      assert reference is None
+      continue
+    held = state.params if rank else state.frozen.params
+    assert jax.tree.structure(reference) == jax.tree.structure(held)
+
+
 def test_self_feedback_goes_on_with_the_adapters_and_measures_against_them(trained):
   run, state = trained
   with jax.set_mesh(run.mesh):
@@ -130,6 +152,7 @@ def test_self_feedback_goes_on_with_the_adapters_and_measures_against_them(train
   assert float(learned["kl"]) == pytest.approx(0.0, abs=1e-9)
   assert float(learned["mismatch_max"]) == pytest.approx(1.0, abs=1e-3)
   assert float(learned["gradient_norm"]) > 0
+  assert 0 < float(learned["exact_entropy"]) < np.log(run.tokenizer.vocab_size)
   pairs = zip(jax.tree.leaves(after.params), jax.tree.leaves(state.params), strict=True)
   assert max(np.abs(np.asarray(a) - np.asarray(b)).max() for a, b in pairs) > 1e-5
   _same(after.frozen.params, state.frozen.params)

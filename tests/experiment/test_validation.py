@@ -104,6 +104,19 @@ def test_each_problem_is_named_with_its_key(changes, said):
     validation.check(_config(**changes), devices=4)
 
 
+def test_microbatches_that_would_divide_are_named():
+  with pytest.raises(ValueError, match=r"srl.row_bucket is 8; .* = 2 \* 8: set") as found:
+    validation.check(_config(), devices=8)
+  _, *problems = str(found.value).splitlines()
+  assert len(problems) == 2
+  assert all(problem.endswith(": set srl.microbatches=1") for problem in problems)
+  validation.check(_config(srl__microbatches=1), devices=8)
+  with pytest.raises(
+    ValueError, match=r"pam.batch_size is 16; .* = 1 \* 5: set a multiple of 5 ro"
+  ):
+    validation.check(_config(), devices=5)
+
+
 def test_published_sets_may_be_evaluated():
   validation.check(_config(data__test=("mgsm", "msvamp[:100]"), data__development=("mgsm[:9]",)))
 

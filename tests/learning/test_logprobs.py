@@ -62,6 +62,14 @@ def _loss(params, rows, chunk=0):
   return token_loss(params, rows, rows.weights, loss, Scoring(CONFIG, VALID_VOCAB, chunk=chunk))
 
 
+def _entropy(logits, temperature):
+  """- sum p log p in float64, of logits of which only the valid ones are given."""
+  logits = np.asarray(logits, np.float64) / temperature
+  logits -= logits.max(axis=-1, keepdims=True)
+  p = np.exp(logits) / np.exp(logits).sum(axis=-1, keepdims=True)
+  return -(p * np.log(p)).sum(axis=-1)
+
+
 @jax.jit
 def _direct(params, rows, temperature=1.0):
   hidden, _ = transformer.Transformer(CONFIG).apply(
@@ -94,6 +102,63 @@ def test_gradients_equal_the_whole_softmax(params, chunk):
   np.testing.assert_allclose(parts["largest_max"], largest, rtol=1e-5)
   for a, b in zip(jax.tree.leaves(gradients), jax.tree.leaves(wanted), strict=True):
     np.testing.assert_allclose(a, b, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("softcap", [None, 3.0])
+@pytest.mark.parametrize(("chunk", "temperature"), [(1, 1.0), (5, 0.6), (0, 1.7)])
+def test_exact_entropy_equals_the_whole_softmax(params, chunk, temperature, softcap):
+  """Of each token by itself; what is padding or prompt has no part in it, whatever it holds."""
+  config = dataclasses.replace(CONFIG, final_softcap=softcap)
+  rows = _rows()
+  # More peaked than random weights are, so that entropies differ from each other and from log 60.
+  params = params | {"final_norm": {"scale": params["final_norm"]["scale"] + 24}}
+  hidden, _ = transformer.Transformer(config).apply(
+    {"params": params}, rows.tokens, rows.positions, rows.segment_ids
+  )
+  products = hidden @ transformer.output_table(params, config).T
+  logits = transformer.finish_logits(products, config, VALID_VOCAB)[..., :VALID_VOCAB]
+  expected = np.pad(_entropy(logits, temperature)[:, :-1], ((0, 0), (1, 0)))
+  scoring = Scoring(config, VALID_VOCAB, temperature, chunk, entropy=True)
+
+  @jax.jit
+  def entropy(params, rows):
+    def loss(logprobs, weights):
+      return losses.supervised_loss(logprobs, weights), {}
+
+    return token_loss(params, rows, rows.weights, loss, scoring)[1]["exact_entropy"]
+
+  changed = rows.replace(tokens=jnp.where(rows.segment_ids > 0, rows.tokens, 9))
+  weighted = np.asarray(rows.weights) > 0
+  assert np.ptp(expected[weighted]) > 0.2
+  for row, place in np.argwhere(weighted):
+    one = np.zeros_like(rows.weights)
+    one[row, place] = 0.5
+    found = entropy(params, rows.replace(weights=one))
+    assert float(found) == pytest.approx(0.5 * expected[row, place], abs=1e-5)
+  whole = (np.asarray(rows.weights) * expected).sum()
+  assert float(entropy(params, changed)) == pytest.approx(whole, rel=1e-5)
+
+
+@pytest.mark.parametrize("chunk", [3, 0])
+def test_reporting_entropy_changes_no_gradient(params, chunk):
+  rows = _rows()
+  found = {}
+  for on in (False, True):
+    scoring = Scoring(CONFIG, VALID_VOCAB, chunk=chunk, entropy=on)
+
+    def loss(params, scoring=scoring):
+      def supervised(logprobs, weights):
+        return losses.supervised_loss(logprobs, weights), {"sum": logprobs.sum()}
+
+      return token_loss(params, rows, rows.weights, supervised, scoring)
+
+    found[on] = jax.jit(jax.value_and_grad(loss, has_aux=True))(params)
+  ((total, parts), gradients), ((same, more), others) = found[False], found[True]
+  assert parts.keys() == {"sum"}
+  assert more.keys() == {"sum", "exact_entropy"}
+  np.testing.assert_allclose((total, parts["sum"]), (same, more["sum"]), rtol=1e-6)
+  for a, b in zip(jax.tree.leaves(gradients), jax.tree.leaves(others), strict=True):
+    np.testing.assert_allclose(a, b, atol=1e-7, rtol=1e-6)
 
 
 def test_a_loss_may_be_scaled_and_added_to(params):
@@ -129,21 +194,22 @@ def test_prompt_and_padding_leave_no_trace(params):
     np.testing.assert_allclose(a, b, atol=1e-6)
 
 
-def test_no_program_has_the_logits_of_all_tokens():
+@pytest.mark.parametrize("entropy", [False, True])
+def test_no_program_has_the_logits_of_all_tokens(entropy):
   """In what is compiled no array has a number for each token of the rows and the vocabulary."""
   config = dataclasses.replace(CONFIG, vocab_size=96)
   params = jax.jit(lambda: transformer.init_params(config, jax.random.key(0)))()
   rows, chunk = _rows((40, 33), 40), 8
-  scoring = Scoring(config, VALID_VOCAB, chunk=chunk)
+  scoring = Scoring(config, VALID_VOCAB, chunk=chunk, entropy=entropy)
 
   def loss(params):
     def supervised(logprobs, weights):
       return losses.supervised_loss(logprobs, weights), {}
 
-    return token_loss(params, rows, rows.weights, supervised, scoring)[0]
+    return token_loss(params, rows, rows.weights, supervised, scoring)
 
   score = jax.jit(lambda params: token_logprobs(params, rows, scoring))
-  for function in (score, jax.jit(jax.value_and_grad(loss))):
+  for function in (score, jax.jit(jax.value_and_grad(loss, has_aux=True))):
     hlo = function.lower(params).compile().as_text()
     found = (dims.split(",") for dims in re.findall(r"\[([\d,]+)\]", hlo))
     sizes = {math.prod(map(int, dims)) for dims in found if str(config.vocab_size) in dims}

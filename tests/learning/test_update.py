@@ -66,7 +66,8 @@ def _params():
 
 
 def _learner(**changes):
-  return dataclasses.replace(Learner(CONFIG, DESCENT, valid_vocab=60, chunk=4), **changes)
+  learner = Learner(CONFIG, DESCENT, valid_vocab=60, chunk=4, entropy=True)
+  return dataclasses.replace(learner, **changes)
 
 
 def _close(one, other, atol):
@@ -87,6 +88,8 @@ def whole():
 
 def test_microbatches_equal_the_whole_batch(whole):
   state, metrics = _updated(_learner(microbatches=4))
+  assert metrics.keys() == whole[1].keys() >= {"entropy", "exact_entropy"}
+  assert 0 < float(metrics["exact_entropy"]) < math.log(60)
   _close(state.params, whole[0].params, 2e-6)
   for name, value in whole[1].items():
     assert float(metrics[name]) == pytest.approx(float(value), rel=2e-4, abs=1e-5), name

@@ -110,11 +110,12 @@ def test_a_tenth_of_the_demos_update_is_padding(tmp_path):
 @pytest.mark.parametrize(
   ("config", "mean"),
   [
+    (pasmr_gemma.get_config("1b"), 169),  # GSM8K's own, in Gemma's tokens
     (pasmr_gemma.get_config("1b"), 300),
     (study_gemma3_270m.get_config(), 170),
     (study_gemma3_270m.get_config(), 350),
   ],
-  ids=["1b, 300", "study, 170", "study, 350"],
+  ids=["1b, 169", "1b, 300", "study, 170", "study, 350"],
 )
 @pytest.mark.parametrize("spread", [0.2, 0.35, 0.5])
 def test_a_tenth_of_a_large_update_is_padding(config, mean, spread):

@@ -12,6 +12,7 @@ from configs import base as base_config
 from pasmr_jax.data import synthetic
 from pasmr_jax.data.questions import Question
 from pasmr_jax.experiment.evaluation import judge_accuracy
+from pasmr_jax.experiment.setup import needs_reference
 from pasmr_jax.learning.update import Learner
 from pasmr_jax.models.config import TransformerConfig
 from pasmr_jax.models.transformer import init_params
@@ -181,7 +182,8 @@ def _stage(tokenizer, params, questions=(GERMAN, SPANISH), script=None, devices=
   mesh = make_mesh(devices, 1, jax.devices()[:devices])
   engine = ScriptedEngine(tokenizer, script or _script())
   shardings = param_shardings(MODEL, mesh, rules.DECODING)
-  reference = jax.device_put(params, shardings)
+  held = needs_reference(config)
+  reference = jax.device_put(params, shardings) if held else None
   stage = SelfFeedbackStage(
     config=config,
     learner=Learner(
@@ -309,6 +311,13 @@ def test_kl_scores_the_reference(tokenizer, params):
   ([batch], _), _ = stage.batch(state.replace(params=moved), 0)
   expected = stage.learner.score(params, batch.sequences, 1.0)
   np.testing.assert_allclose(batch.reference_logprobs, expected, atol=1e-5)
+
+
+def test_without_kl_there_is_no_reference(step):
+  stage, _, batches, _ = step
+  assert stage.config.srl.kl_coef == 0
+  assert stage.reference is None
+  assert [batch.reference_logprobs for batch in batches] == [None]
 
 
 def test_split_credit_teaches_translation_and_reasoning_apart(tokenizer, params):

@@ -175,8 +175,8 @@ def compiler_versions() -> dict[str, str]:
   """
   if importlib.util.find_spec("libtpu") is None:
     raise PlanError(
-      "plan.py compiles for TPUs with libtpu, which is not installed here. It comes with jax[tpu]"
-      " on Linux x86-64: pip install -r requirements.txt"
+      "plans are compiled with libtpu, which is not installed here. It comes with jax[tpu] on"
+      " Linux x86-64: pip install -r requirements.txt"
     )
   return {name: importlib.metadata.version(name) for name in _VERSIONS}
 

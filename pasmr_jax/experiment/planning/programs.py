@@ -31,6 +31,7 @@ from pasmr_jax.parallel import rules
 from pasmr_jax.rollout import slots
 from pasmr_jax.rollout.engine import Engine
 from pasmr_jax.rollout.sampling import make_sampling
+from pasmr_jax.stages import packing
 
 _shapes = functools.lru_cache(maxsize=8)(param_shapes)
 
@@ -111,6 +112,8 @@ class Planner:
     yield from (self.supervised(stage) for stage in stages if stage != "srl")
     if "srl" in stages:
       yield self.policy()
+      if self.config.srl.longer_rows:
+        yield self.longest_policy()
 
   # Updates.
 
@@ -167,6 +170,17 @@ class Planner:
       tokens=math.prod(shape),
       model_flops=model_flops,
     )
+
+  def longest_policy(self) -> Program:
+    """The SRL update on as many rows of the greatest length, if `srl.longer_rows` has any.
+
+    A step takes them where they leave less padding, so they must fit. Responses at their limits
+    leave less in rows of the usual length: it is no part of the step that is planned.
+    """
+    length = max(packing.row_length(self.config.srl), *self.config.srl.longer_rows)
+    load = dataclasses.replace(self.workload, update_length=length)
+    longest = dataclasses.replace(self, workload=load).policy()
+    return dataclasses.replace(longest, name="longest srl update", calls=0)
 
   def score(self) -> Program:
     """Log-probabilities of the reference, of the old policy, or of both."""

@@ -39,6 +39,7 @@ def step_parts(report: Mapping[str, Any]) -> list[tuple[str, float, float]]:
     for program in report["programs"]
     if _of_a_step(program)
     for part in program.get("parts", ())
+    if part["calls"]
   ]
   whole = sum(seconds for _, seconds in parts)
   return [(name, seconds, seconds / whole if whole else 0.0) for name, seconds in parts]
@@ -153,10 +154,17 @@ def advice(report: Mapping[str, Any], config: Config) -> list[str]:
   return lines
 
 
+def _row_length(program: str, stage: str) -> str:
+  """The key that sets how long the rows of a program are."""
+  if program.startswith("longest"):
+    return "srl.longer_rows"
+  return "srl.row_length" if stage == "srl" else f"{stage}.max_length"
+
+
 def _keys(filled: str, program: str, config: Config) -> Iterator[str]:
   """Keys that make one of the things that fill memory smaller."""
   update = program.endswith("update") or program == "score"
-  stage = program.split()[0] if program.endswith("update") else "srl"
+  stage = program.split()[-2] if program.endswith("update") else "srl"
   laid_out = filled.endswith("laid out") or (filled == "parameters" and not update)
   if laid_out:
     yield f"mesh.tensor={2 * config.mesh.tensor} (weights are whole on each device while sampling)"
@@ -178,8 +186,7 @@ def _keys(filled: str, program: str, config: Config) -> Iterator[str]:
     yield f"{stage}.microbatches={2 * config[stage].microbatches}"
     if config.model.remat != "full":
       yield "model.remat=full"
-    length = "srl.row_length" if stage == "srl" else f"{stage}.max_length"
-    yield f"a smaller {length}"
+    yield f"a smaller {_row_length(program, stage)}"
   sampled = filled in ("cache", "logits") or filled.startswith("activations")
   if sampled and program == "prefill":
     yield f"rollout.prefill_prompts below {config.rollout.prefill_prompts}"

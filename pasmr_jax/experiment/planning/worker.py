@@ -182,7 +182,8 @@ class Worker:
     srl.row_bucket = rows * srl.microbatches * self.parts
     planner = self.planner(config)
     load = dataclasses.replace(planner.workload, update_rows=srl.row_bucket)
-    program = dataclasses.replace(planner, workload=load).policy()
+    planner = dataclasses.replace(planner, workload=load)
+    program = planner.longest_policy() if srl.longer_rows else planner.policy()
     return self._compile(program, f" {rows} rows")["fits"]
 
   def _fits_decode(self, slots: int) -> bool:

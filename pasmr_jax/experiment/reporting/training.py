@@ -101,6 +101,10 @@ CHARTS = (
     share=True,
   ),
   Chart("Entropy of the answers, nats", (("answer_entropy", "entropy of the answers, nats"),)),
+  Chart(
+    "Entropy of the policy, nats a token",
+    (("entropy", "estimated from what was drawn"), ("exact_entropy", "over the vocabulary")),
+  ),
   Chart("Gradient norm", (("gradient_norm", "gradient norm"),), logarithmic=True),
   Chart(
     "Throughput, tokens a second",

@@ -24,6 +24,7 @@ SMALL = {
   "srl.update_rows": 32,
   "srl.row_bucket": 32,
   "srl.microbatches": 1,
+  "srl.longer_rows": "()",
   "srl.rehearsal_weight": 0.0,
   "srl.credit": "all",
   "feedback.source": "target_majority",
@@ -147,6 +148,46 @@ def test_slices_exchange_gradients_alone_and_once_a_step(tmp_path):
   assert "srl" not in " ".join(report["adjusted"])  # four microbatches they are
   # Of each gradient the quarter that a device holds of its slice's sum, in float32 or bfloat16.
   assert report["parameters"] / 4 * 2 < moved < 1.2 * report["parameters"] * 4
+
+
+@pytest.mark.long
+@pytest.mark.tpu_compile
+@pytest.mark.slow
+def test_the_smallest_slice_of_each_generation_is_named(tmp_path):
+  """A model of 24 GB of parameters and moments, too many for one v5e and not for one v6e."""
+  pytest.importorskip("libtpu", reason="libtpu, which compiles for TPUs, is not installed")
+  out = tmp_path / "plan.json"
+  large = {"model.embed_dim": 4096, "model.num_layers": 2, "model.mlp_dim": 65536}
+  flags = ["--topology=auto", "--programs=pam update", f"--out={out}"]
+  finished = plan(tmp_path, *flags, **large, stages="('pam',)")
+  assert finished.returncode == 0, finished.stderr[-3000:]
+  found = json.loads(out.read_text("utf-8"))
+  chosen = {generation: one["report"]["topology"] for generation, one in found.items()}
+  assert chosen == {"v5e": "v5e:2x2", "v6e": "v6e:1x1", "v5p": "v5p:2x2x1"}
+  for generation, topology in chosen.items():
+    assert f"{generation}: the smallest slice that fits is {topology}\n" in finished.stdout
+  assert [topology for topology, _ in found["v5e"]["refused"]] == ["v5e:1x1"]
+  assert "not v5e:1x1: pam update holds " in finished.stdout
+
+
+@pytest.mark.parametrize("topology", ["v5e:2x2", "auto"])
+def test_a_missing_libtpu_is_said(tmp_path, topology):
+  hidden = "import runpy, sys; sys.modules['libtpu'] = None; sys.argv = sys.argv[1:]"
+  code = f"{hidden}; runpy.run_path(sys.argv[0], run_name='__main__')"
+  config, cache = f"--config={ROOT / 'configs' / 'tiny.py'}", f"--cache={tmp_path}"
+  finished = subprocess.run(
+    [sys.executable, "-c", code, ROOT / "plan.py", config, cache, f"--topology={topology}"],
+    cwd=ROOT,
+    capture_output=True,
+    text=True,
+    timeout=120,
+    check=False,
+  )
+  assert finished.returncode == 1, finished.stderr[-3000:]
+  (line,) = finished.stderr.splitlines()
+  assert line.startswith("plan.py: plans are compiled with libtpu, which is not installed here")
+  assert "pip install -r requirements.txt" in line
+  assert finished.stdout == ""
 
 
 @pytest.mark.tpu_compile

@@ -52,3 +52,11 @@ def test_what_does_not_fit_comes_with_keys_that_help():
   ]
   assert f"srl.microbatches={2 * tiny.get_config().srl.microbatches}" in keys
   assert "model.remat=full" in keys
+  assert "a smaller srl.row_length" in keys
+  update = next(one for one in report["programs"] if one["program"] == "srl update")
+  update["program"] = "longest srl update"
+  (line,) = advice(report, tiny.get_config())
+  assert set(line.partition("most: ")[2].split("; ")) ^ set(keys) == {
+    "a smaller srl.row_length",
+    "a smaller srl.longer_rows",
+  }

@@ -58,6 +58,17 @@ def test_an_update_is_weighed_at_its_heaviest_moment(planner):
   assert one.policy().working == 4 * (table + table + 4 * kept)
 
 
+def test_rows_of_the_greatest_length_must_fit_too(planner):
+  names = [program.name for program in planner.programs()]
+  assert names[-2:] == ["srl update", "longest srl update"]
+  usual, longest = planner.policy(), planner.longest_policy()
+  assert (usual.calls, longest.calls) == (1, 0)  # no part of a step at its limits
+  assert longest.tokens == 16 * 168
+  assert held_bytes(longest) - held_bytes(usual) == 4 * 2 * 1 * (168 - 10) * 32  # what layers keep
+  planner.config.srl.longer_rows = ()
+  assert "longest srl update" not in [program.name for program in planner.programs()]
+
+
 def test_prefill_has_an_output_table_beside_it_that_it_does_not_read(planner):
   prefill = planner.prefill()
   read, unread = prefill.parts["parameters"], prefill.resident["output table"]
