@@ -25,7 +25,7 @@ EVERY = 50  # steps between checkpoints
 PERIOD = 1  # seconds between samples
 
 # What is called flat. A step's arrays are 200 kB, its texts 20: one of them kept a step would show.
-HOST_KB_A_STEP = 2.0
+HOST_KB_A_STEP = 5.0  # a save keeps some, in Orbax and TensorStore: docs/reliability.md
 DEVICE_BYTES_A_STEP = 100.0
 SLOWER = 1.15  # the last tenth of the steps against the first after the warm-up
 SAVING = 0.02  # of the time of a step
