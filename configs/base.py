@@ -178,7 +178,7 @@ def srl() -> ConfigDict:
   config.inner_epochs = 1  # passes over a rollout
   config.row_length = 0  # responses are packed into rows of so many tokens; 0: as the longest
   config.longer_rows = ()  # other lengths, each a program of its own: a step takes the one that
-  #                          leaves the least padding
+  #                          leaves the least padding; those that are not longer are left out
   # Gradient accumulation: row_bucket / microbatches rows at a time, as often as there are rows. So
   # few, on average half of them, are padding; so many are in memory.
   config.row_bucket = 8

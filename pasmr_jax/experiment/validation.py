@@ -262,10 +262,6 @@ def _batches(config: Config, devices: int) -> Iterator[str]:
       f"srl.row_length is {srl.row_length}; expected 0 or at least max_prompt_length +"
       f" max_new_tokens = {longest}"
     )
-  usual = srl.row_length or longest
-  for length in srl.longer_rows:
-    if length <= usual:
-      yield f"srl.longer_rows has {length}; expected more than {usual}, the usual length"
   if srl.rehearsal_weight > 0:
     yield from _divides(
       "srl.rehearsal_rows", srl.rehearsal_rows, "srl.microbatches", srl.microbatches, devices

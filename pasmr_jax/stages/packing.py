@@ -38,6 +38,12 @@ def row_length(srl: Config) -> int:
   return srl.row_length or srl.max_prompt_length + srl.max_new_tokens
 
 
+def row_lengths(srl: Config) -> tuple[int, ...]:
+  """The usual length, and those of `longer_rows` that are longer: it may be set without them."""
+  usual = row_length(srl)
+  return usual, *(length for length in srl.longer_rows if length > usual)
+
+
 def most_rows(srl: Config, length: int, responses: int) -> int:
   """Rows of so many tokens that have room for so many responses, however long they are.
 
@@ -61,7 +67,7 @@ def lay_out(lengths: Sequence[int], srl: Config, responses: int) -> Layout:
     room, each = most_rows(srl, length, responses), srl.row_bucket // srl.microbatches
     return Layout(best_fit(lengths, length), length, room, each)
 
-  return min(map(of, (row_length(srl), *srl.longer_rows)), key=lambda layout: layout.places)
+  return min(map(of, row_lengths(srl)), key=lambda layout: layout.places)
 
 
 def pack(responses: PolicyBatch, srl: Config) -> tuple[PolicyBatch, Layout]:

@@ -42,7 +42,6 @@ def test_the_shipped_configurations_are_valid():
     ({"srl__update_rows": 500}, "srl.update_rows is 500; expected at most .* = 128"),
     ({"srl__update_rows": 46, "srl__inner_batches": 4}, "srl.update_rows is 46; expected a multip"),
     ({"srl__row_bucket": 6}, "srl.row_bucket is 6; expected a multiple of srl.microbatches"),
-    ({"srl__longer_rows": (130,)}, "srl.longer_rows has 130; expected more than 136, the usual"),
     ({"srl__row_length": 100}, r"srl.row_length is 100; expected 0 or at least .* = 136"),
     ({"srl__advantage": "ppo"}, "srl.advantage is 'ppo'; expected one of grpo, dr_grpo"),
     ({"feedback__source": "oracle"}, "feedback.source is 'oracle'; expected one of pivot"),

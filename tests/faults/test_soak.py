@@ -32,6 +32,7 @@ def _seen(host_kb=0.0, device=0.0, handles=0.0, slower=0.0, blocks=0.01, compile
         "cpu_seconds": spent,
         "host_kb": host,
         "resident_kb": host + 240_000,
+        "python_blocks": 1_800_000 + step,
         "device_bytes": 500_000 + rng.choice([0, 700_000]) + int(device * step),
         "handles": 8 + rng.choice([0, 0, 9]) + int(handles * step),
         "threads": 6,

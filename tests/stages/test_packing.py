@@ -88,6 +88,9 @@ def test_of_several_lengths_the_one_with_least_padding_is_taken():
   srl = _srl(10, row_bucket=1, row_length=12, longer_rows=(14, 16))
   chosen = [lay_out(lengths, srl, 6).length for lengths in ([6] * 6, [7] * 6, [8] * 6, [4] * 6)]
   assert chosen == [12, 14, 16, 12]
+  # None is chosen that is not longer.
+  shorter = _srl(10, row_bucket=1, row_length=14, longer_rows=(12, 14))
+  assert lay_out([6] * 6, shorter, 6).length == 14
   packed, _ = pack(_responses([7] * 6, 10), srl)
   assert packed.sequences.segment_ids.tolist() == [[1] * 7 + [2] * 7] * 3 + [[0] * 14] * 3
 

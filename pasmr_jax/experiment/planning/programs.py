@@ -112,7 +112,7 @@ class Planner:
     yield from (self.supervised(stage) for stage in stages if stage != "srl")
     if "srl" in stages:
       yield self.policy()
-      if self.config.srl.longer_rows:
+      if self.has_longer_rows:
         yield self.longest_policy()
 
   # Updates.
@@ -171,13 +171,17 @@ class Planner:
       model_flops=model_flops,
     )
 
+  @property
+  def has_longer_rows(self) -> bool:
+    return len(packing.row_lengths(self.config.srl)) > 1
+
   def longest_policy(self) -> Program:
-    """The SRL update on as many rows of the greatest length, if `srl.longer_rows` has any.
+    """The SRL update on as many rows of the greatest length, if `srl.longer_rows` has longer.
 
     A step takes them where they leave less padding, so they must fit. Responses at their limits
     leave less in rows of the usual length: it is no part of the step that is planned.
     """
-    length = max(packing.row_length(self.config.srl), *self.config.srl.longer_rows)
+    length = max(packing.row_lengths(self.config.srl))
     load = dataclasses.replace(self.workload, update_length=length)
     longest = dataclasses.replace(self, workload=load).policy()
     return dataclasses.replace(longest, name="longest srl update", calls=0)

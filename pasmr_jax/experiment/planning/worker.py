@@ -183,7 +183,7 @@ class Worker:
     planner = self.planner(config)
     load = dataclasses.replace(planner.workload, update_rows=srl.row_bucket)
     planner = dataclasses.replace(planner, workload=load)
-    program = planner.longest_policy() if srl.longer_rows else planner.policy()
+    program = planner.longest_policy() if planner.has_longer_rows else planner.policy()
     return self._compile(program, f" {rows} rows")["fits"]
 
   def _fits_decode(self, slots: int) -> bool:
