@@ -109,8 +109,9 @@ def environment(study: Study) -> dict[str, str]:
 def run_arms(study: Study, names: Sequence[str], seeds: int, leg: arms.Leg, free: bool) -> None:
   """Runs every arm that is not finished, seed after seed; raises what `arms.run` does."""
   variables = environment(study)
+  order = sorted(names, key="base".__eq__)  # last: nothing waits for it, and its prompts are long
   for seed in range(seeds):
-    for name in names:
+    for name in order:
       arm = study.arm(name, seed)
       if not arm.finished():
         print(f"seed {seed}: {questions.CALLED[name]} in {arm.folder}", flush=True)

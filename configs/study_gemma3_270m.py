@@ -37,11 +37,10 @@ def get_config(scale: str = "gpu"):
     raise ValueError(f"configs/study_gemma3_270m.py:{scale}: expected one of {', '.join(SCALES)}")
   if scale == "smoke":
     return _smoke()
-  config = _real(("de", "sw"), ("th",)) if scale == "cpu" else _real(TRAINED, UNSEEN)
-  return _reduced(config) if scale == "cpu" else config
+  return reduced(("de", "sw"), ("th",)) if scale == "cpu" else whole()
 
 
-def _real(trained, unseen):
+def whole(trained=TRAINED, unseen=UNSEEN):
   """The whole study: seven languages and three to transfer to."""
   config = pasmr_gemma.get_config("270m")
   config.stages = ("pam",)  # and srl in the arms, each in a run of its own
@@ -98,8 +97,9 @@ def _real(trained, unseen):
   return config
 
 
-def _reduced(config):
+def reduced(trained, unseen):
   """What two CPU cores can do in two hours: small batches, whole chunks of logits, easy tests."""
+  config = whole(trained, unseen)
   config.data.test = ("msvamp[:50]",)  # one or two steps of arithmetic; MGSM is too hard to tell
   config.lora.rank = 16  # a checkpoint of megabytes, and no gradient of the weights
   config.lora.alpha = 32.0
