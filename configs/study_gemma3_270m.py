@@ -56,10 +56,12 @@ def whole(trained=TRAINED, unseen=UNSEEN):
   config.data.development += tuple(f"parallel:{parallel % code}[7050:7250]" for code in trained)
   config.data.test = ("mgsm",)
 
-  config.model.remat = "none"
+  # A GPU spends an update's time on attention's scores, of every two tokens of a row: short rows,
+  # and recomputing them, make it least (docs/gpu.md).
+  config.model.remat = "full"
   config.pam.steps = 1500  # about five passes over the triplets
-  config.pam.batch_size = 32
-  config.pam.max_length = 1024
+  config.pam.batch_size = 64
+  config.pam.max_length = 512
   config.pam.microbatches = 4
   config.pam.optimizer.learning_rate = 3e-5
   config.pam.optimizer.warmup_steps = 50
@@ -71,7 +73,7 @@ def whole(trained=TRAINED, unseen=UNSEEN):
   config.srl.max_new_tokens = 320
   config.srl.max_pivot_tokens = 256
   config.srl.microbatches = 16  # of 4 rows
-  config.srl.row_length = 1024
+  config.srl.row_length = 0  # as long as a prompt and a response may be, 704
   config.srl.longer_rows = ()
   config.srl.row_bucket = 64
   config.srl.optimizer.learning_rate = 3e-6
@@ -104,6 +106,7 @@ def reduced(trained, unseen):
   config.lora.rank = 16  # a checkpoint of megabytes, and no gradient of the weights
   config.lora.alpha = 32.0
   config.model.dtype = "float32"
+  config.model.remat = "none"
 
   # Short examples, one a row: seven have about 430 tokens to learn, which is one chunk of logits
   # (512), and that is most of a step's time. They are about as long as MSVAMP's questions.

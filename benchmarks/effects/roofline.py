@@ -11,6 +11,7 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
+from pasmr_jax.experiment.planning.gpus import GPUS
 from pasmr_jax.models.config import TransformerConfig
 
 BYTES = {"float32": 4, "bfloat16": 2, "int8": 1}
@@ -24,11 +25,9 @@ class Device:
   bandwidth: float  # bytes a second
 
 
-# By JAX's device_kind. NVIDIA's data sheets of the SXM modules; without sparsity.
+# By JAX's device_kind.
 DEVICES: Mapping[str, Device] = {
-  "NVIDIA A100-SXM4-80GB": Device(312e12, 2.039e12),
-  "NVIDIA H100 80GB HBM3": Device(989e12, 3.35e12),
-  "NVIDIA H200": Device(989e12, 4.8e12),
+  gpu.kind: Device(gpu.flops, gpu.bandwidth) for gpu in GPUS.values()
 }
 
 

@@ -86,10 +86,10 @@ def attend_parts(
   kv_heads = parts[0][0].keys.shape[1]
   grouped = queries.reshape(batch, kv_heads, heads // kv_heads, head_dim)
   scores = []
-  for past, mask in parts:
+  for one, (past, mask) in zip(_apart(grouped, len(parts)), parts, strict=True):
     found = jnp.einsum(
       "BKGH,BKHS->BKGS",
-      grouped,
+      one,
       _readable(past.keys, grouped),
       preferred_element_type=jnp.float32,
     )
@@ -111,6 +111,14 @@ def attend_parts(
   totals = [one.sum(-1, keepdims=True) for one in weights]
   mixed = functools.reduce(jnp.add, products) / functools.reduce(jnp.add, totals)
   return mixed.reshape(batch, 1, heads, head_dim).astype(queries.dtype)
+
+
+def _apart(queries: Array, parts: int) -> list[Array]:
+  """The same for each part; XLA for GPUs would copy keys side by side to multiply them by one."""
+  copies = [queries] * parts
+  return jax.lax.platform_dependent(
+    copies, cuda=jax.lax.optimization_barrier, default=lambda copies: copies
+  )
 
 
 def _readable(stored: Array, queries: Array) -> Array:

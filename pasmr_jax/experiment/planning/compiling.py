@@ -1,4 +1,4 @@
-"""Compiles one program for a TPU and reads from the result what it needs and what it costs.
+"""Compiles one program for a TPU or a GPU: what it needs and what it costs, read from the result.
 
 `compile_program` gives a plain dictionary, ready for JSON: whether it fits, what fills the memory
 of one device while it runs, the operations, the bytes, and the time that no run can beat.
@@ -57,11 +57,11 @@ def compile_program(program: Program, devices: int, chip: Chip, quick: bool) -> 
     return too_much(program, chip)
   started = time.perf_counter()
   traced = program.function.trace(*program.arguments, **program.keywords)
-  options = {"exec_time_optimization_effort": -1.0} if quick else None
+  options = {"exec_time_optimization_effort": -1.0} if quick else {}
   resident = {name: device_bytes(tree) for name, tree in program.resident.items()}
   report: dict[str, Any] = {"program": program.name, "calls": program.calls, "compiled": True}
   try:
-    compiled = traced.lower().compile(compiler_options=options)
+    compiled = _compiled(traced, chip, options)
   except jax.errors.JaxRuntimeError as error:
     if "RESOURCE_EXHAUSTED" not in str(error):
       raise
@@ -83,6 +83,21 @@ def compile_program(program: Program, devices: int, chip: Chip, quick: bool) -> 
     sizes = (math.prod(array.dims) for array in _with_vocabulary(program, module))
     report["largest_with_vocabulary"] = max(sizes, default=0)
   return report
+
+
+def _compiled(traced: Any, chip: Chip, options: Mapping[str, Any]) -> Any:
+  """The compiled program.
+
+  XLA for a GPU times several kernels for each product, where there is one, and leaves out those
+  that cannot be made. Without a GPU it takes the first; if that cannot be made, cuBLAS does it.
+  """
+  lowered = traced.lower()
+  try:
+    return lowered.compile(compiler_options=dict(options))
+  except jax.errors.JaxRuntimeError as error:
+    if chip.platform != "cuda" or not str(error).startswith("INTERNAL"):
+      raise
+  return lowered.compile(compiler_options={**options, "xla_gpu_enable_triton_gemm": False})
 
 
 def held_bytes(program: Program) -> int:

@@ -30,7 +30,7 @@ _SLICES = ("dynamic-slice", "slice", "gather")
 
 @dataclasses.dataclass(frozen=True)
 class Chip:
-  """What one device of a TPU generation can do at best."""
+  """What one device, of a TPU generation or a GPU (gpus.py), can do at best."""
 
   flops: float  # bfloat16 multiplications and additions a second
   hbm_bandwidth: float  # bytes a second
@@ -38,6 +38,7 @@ class Chip:
   network_bandwidth: float  # bytes a second that reach it from other slices
   hbm_limit: float  # bytes that the compiler lets a program use
   slices: tuple[str, ...]  # rented sizes, smallest first
+  platform: str = "tpu"  # as JAX names it, or cuda
 
 
 GIB = 2**30

@@ -1,8 +1,8 @@
 """Reads the scheduled HLO of a compiled program.
 
-The text of `compiled.as_text()` for a TPU is the schedule of one device: every fusion, copy and
-collective in order, each array with the memory it lives in (a layout with `S(1)` is VMEM, other
-numbers are smaller memories, none is HBM). `parse` reads it into computations, and `executions`
+The text of `compiled.as_text()` is the schedule of one device: every fusion, copy and collective in
+order, each array with the memory it lives in (on a TPU a layout with `S(1)` is VMEM, other numbers
+are smaller memories, none is HBM). `parse` reads it into computations, and `executions`
 says how often each of them runs. `costs.py` counts with both.
 """
 
@@ -142,12 +142,16 @@ def _closing(text: str, start: int) -> int:
   return len(text)
 
 
-def trips(module: Module, condition: str) -> int | None:
-  """How often a loop with this condition runs, or None if that is decided while it runs.
+def trips(module: Module, loop: Instruction) -> int | None:
+  """How often the body of a `while` runs, or None if that is decided while it runs.
 
   A `lax.scan` compiles to a counter from 0 that is compared with a constant; a loop that may stop
-  early (decoding) compares more than that.
+  early (decoding) compares more than that. For GPUs the compiler writes down what it knows.
   """
+  known = re.search(r'"known_trip_count":\{"n":"(\d+)"', loop.attributes)
+  if known:
+    return int(known[1])
+  (condition,) = loop.called("condition")
   computation = module.computations[condition]
   root = computation.root
   constants = [
@@ -182,7 +186,7 @@ def executions(
     for one in module.computations[name].instructions:
       if one.opcode == "while":
         (condition,), (body,) = one.called("condition"), one.called("body")
-        known = trips(module, condition)
+        known = trips(module, one)
         runs = count * (dynamic_trips if known is None else known)
         visit(body, runs)
         visit(condition, runs)

@@ -1,6 +1,6 @@
-"""Does a configuration fit a TPU slice, and how fast can it be: asked before one is rented.
+"""Does a configuration fit a TPU slice, or GPUs, and how fast can it be: asked before renting.
 
-`plan` answers for one topology, `smallest` for every generation, `max_batch` for the largest
+`plan` answers for one topology, `smallest` for a TPU generation, `max_batch` for the largest
 microbatch. Each question is put to a process of its own (`worker.py`), because libtpu
 reads how to compile without a TPU from variables that must stand before jax is imported, and
 because a compiler that dies must not take the answers before it along. Answers are kept as JSON in
@@ -27,10 +27,12 @@ from ml_collections import ConfigDict
 
 from pasmr_jax import Config
 from pasmr_jax.experiment.planning.cost import CHIPS, GIB
+from pasmr_jax.experiment.planning.gpus import GPUS
 
 # What decides about the programs; the rest of a configuration may change without compiling again.
 _DECIDES = ("stages", "model", "tokenizer", "mesh", "base", "pam", "srl", "feedback", "rollout")
-_VERSIONS = ("jax", "jaxlib", "libtpu", "flax", "optax")
+_VERSIONS = ("jax", "jaxlib", "flax", "optax")
+_CUDA = ("jax-cuda13-plugin", "jax-cuda12-plugin")  # each with a jax-cuda1X-pjrt
 _TENSORS = (1, 2, 4, 8)  # times mesh.tensor: what `smallest` tries
 # So that libtpu neither looks for a TPU's host nor claims one, and two plans may run at a time.
 _ENVIRONMENT = {
@@ -65,7 +67,7 @@ class Planning:
   programs: tuple[str, ...] = ()  # the ones to plan; all if empty
 
   def plan(self, topology: str, stop_early: bool = False) -> dict[str, Any]:
-    """The report of one topology such as `v5e:4x8`.
+    """The report of one topology such as `v5e:4x8` or `h100:1`.
 
     Where batches do not divide over its devices, microbatches and padding are changed so that they
     do, and the report says which keys that took.
@@ -75,15 +77,16 @@ class Planning:
       stop_early: leave out the programs after the first that does not fit.
 
     Raises:
-      PlanError: libtpu is missing, the topology or the configuration is wrong, or compiling failed.
+      PlanError: what compiles is missing, the topology or the configuration is wrong, or compiling
+        failed.
     """
-    check_topology(topology)
+    self._check_topology(topology)
     question = {"stop_early": stop_early, "programs": list(self.programs)}
     return {"topology": topology} | self._ask({"ask": "plan", "topology": topology} | question)
 
   def max_batch(self, topology: str) -> dict[str, Any]:
     """The largest rows a device in a microbatch, found by compiling; raises as `plan`."""
-    check_topology(topology)
+    self._check_topology(topology)
     return self._ask({"ask": "max_batch", "topology": topology})
 
   def smallest(self, generation: str) -> tuple[dict[str, Any] | None, list[tuple[str, str]]]:
@@ -116,6 +119,22 @@ class Planning:
     question = {"ask": "weigh", "topologies": topologies, "tensors": tensors}
     return self._ask(question)["weighed"]
 
+  def _check_topology(self, name: str) -> None:
+    """Raises PlanError unless it is a TPU generation and a shape, or a GPU and a number of them."""
+    generation, _, shape = name.partition(":")
+    sides = shape.split("x")
+    if generation in GPUS:
+      counts = GPUS[generation].chip.slices
+      if shape not in counts:
+        raise PlanError(f"--topology={name}: expected {generation}: and {', '.join(counts)}")
+      if self.num_slices > 1:
+        raise PlanError(f"--num_slices={self.num_slices}: {name} is one host; expected 1")
+    elif generation not in CHIPS or not all(side.isdecimal() and int(side) > 0 for side in sides):
+      examples = [f"{known}:{CHIPS[known].slices[1]}" for known in CHIPS]
+      examples += [f"{known}:1" for known in GPUS]
+      expected = ", ".join(examples)
+      raise PlanError(f"--topology={name}: expected 'auto' or a slice such as {expected}")
+
   def _tried(self, option: Mapping[str, Any]) -> tuple[dict[str, Any] | None, str]:
     """The report of a topology with a mesh.tensor; None and why if it does not fit."""
     if not option["fits"]:
@@ -138,7 +157,8 @@ class Planning:
     config = self.config.to_dict()
     given = {"fill": self.fill, "quick": self.quick, "num_slices": self.num_slices}
     request = {**question, **given}
-    versions = compiler_versions()
+    topology = question.get("topology") or question["topologies"][0]
+    versions = compiler_versions(topology.partition(":")[0])
     decides = {name: config[name] for name in _DECIDES}
     name = _digest(request | {"config": decides, "versions": versions, "code": _code()})
     kept = self.cache / f"{name}.json"
@@ -158,27 +178,28 @@ class Planning:
     return found
 
 
-def check_topology(name: str) -> None:
-  """Raises PlanError unless `name` is a known generation and a shape such as 4x4."""
-  generation, _, shape = name.partition(":")
-  sides = shape.split("x")
-  if generation not in CHIPS or not all(side.isdecimal() and int(side) > 0 for side in sides):
-    examples = ", ".join(f"{known}:{CHIPS[known].slices[1]}" for known in CHIPS)
-    raise PlanError(f"--topology={name}: expected 'auto' or a slice such as {examples}")
-
-
-def compiler_versions() -> dict[str, str]:
-  """Versions of what compiles.
+def compiler_versions(generation: str) -> dict[str, str]:
+  """Versions of what compiles for a TPU generation or a GPU.
 
   Raises:
-    PlanError: libtpu is not installed.
+    PlanError: libtpu, or JAX's CUDA plugin, is not installed.
   """
-  if importlib.util.find_spec("libtpu") is None:
+  if generation in GPUS:
+    plugins = [name for name in _CUDA if importlib.util.find_spec(name.replace("-", "_"))]
+    if not plugins:
+      raise PlanError(
+        "plans for GPUs are compiled with JAX's CUDA plugin, which is not installed here. No GPU"
+        " and nothing else of CUDA is needed: pip install -r requirements-cuda.txt"
+      )
+    compilers = (*plugins, *(name.replace("plugin", "pjrt") for name in plugins))
+  elif importlib.util.find_spec("libtpu") is None:
     raise PlanError(
       "plans are compiled with libtpu, which is not installed here. It comes with jax[tpu] on"
       " Linux x86-64: pip install -r requirements.txt"
     )
-  return {name: importlib.metadata.version(name) for name in _VERSIONS}
+  else:
+    compilers = ("libtpu",)
+  return {name: importlib.metadata.version(name) for name in (*_VERSIONS, *compilers)}
 
 
 def _in_a_process(request: Mapping[str, Any]) -> dict[str, Any]:

@@ -1,8 +1,8 @@
 """Plans in a process of its own: `python -m pasmr_jax.experiment.planning.worker REQUEST ANSWER`.
 
-`plan.py` starts it with the variables that make libtpu compile without a TPU, which must be set
-before jax is imported. REQUEST and ANSWER are JSON files; an error that a user can mend is answered
-as `{"error": ...}`.
+`plan.py` starts it with the variables that make libtpu compile without a TPU, and JAX's CUDA plugin
+without a GPU, which must be set before jax is imported. REQUEST and ANSWER are JSON files; an error
+that a user can mend is answered as `{"error": ...}`.
 """
 
 import dataclasses
@@ -20,7 +20,8 @@ from ml_collections import ConfigDict
 from pasmr_jax import Config
 from pasmr_jax.experiment import setup, validation
 from pasmr_jax.experiment.planning.compiling import Program, compile_program, held_bytes
-from pasmr_jax.experiment.planning.cost import CHIPS, GIB, Chip
+from pasmr_jax.experiment.planning.cost import GIB, Chip
+from pasmr_jax.experiment.planning.gpus import GPUS, chip
 from pasmr_jax.experiment.planning.plan import UnsuitableError
 from pasmr_jax.experiment.planning.programs import Planner
 from pasmr_jax.experiment.planning.sizes import published
@@ -38,19 +39,24 @@ def as_config(values: dict[str, Any]) -> Config:
 
 
 def topology_devices(name: str, num_slices: int = 1) -> list[Any]:
-  """The devices of `v5e:4x8`, or of so many of them.
+  """The devices of `v5e:4x8`, or of so many of them; of `h100:8`, GPUs of one host.
 
   Raises:
     ValueError: there is no such topology.
   """
+  generation, _, shape = name.partition(":")
   settings: dict[str, Any] = {"num_slices": num_slices} if num_slices > 1 else {}
-  if name.endswith(":1x1"):
+  if generation in GPUS:
+    # Slices, hosts of each, and GPUs of each host.
+    settings = {"topology": f"1x1x{shape}", "target_config": GPUS[generation].target()}
+  elif shape == "1x1":
     settings["chips_per_host_bounds"] = [1, 1, 1]
+  platform = chip(name).platform
   try:
-    found = topologies.get_topology_desc(topology_name=name, platform="tpu", **settings)
+    found = topologies.get_topology_desc(topology_name=name, platform=platform, **settings)
     return list(found.devices)
   except jax.errors.JaxRuntimeError as error:
-    raise ValueError(f"--topology={name}: libtpu does not know it: {error}") from error
+    raise ValueError(f"--topology={name}: the compiler does not know it: {error}") from error
 
 
 def model_sizes(config: Config) -> Sizes:
@@ -114,7 +120,7 @@ class Worker:
 
   @property
   def chip(self) -> Chip:
-    return CHIPS[self.topology.partition(":")[0]]
+    return chip(self.topology)
 
   @property
   def parts(self) -> int:

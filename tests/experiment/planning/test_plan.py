@@ -37,7 +37,7 @@ def worker(monkeypatch):
     return find(topology, tensor)
 
   monkeypatch.setattr(plan, "_in_a_process", in_a_process)
-  monkeypatch.setattr(plan, "compiler_versions", lambda: {"jax": "1"})
+  monkeypatch.setattr(plan, "compiler_versions", lambda generation: {"jax": "1"})
   return answers, asked
 
 
@@ -53,7 +53,7 @@ def test_an_answer_is_kept_until_something_changes(worker, tmp_path, monkeypatch
   config.srl.microbatches = 4
   Planning(config, tmp_path).plan("v5e:2x2")
   Planning(config, tmp_path, quick=True).plan("v5e:2x2")
-  monkeypatch.setattr(plan, "compiler_versions", lambda: {"jax": "2"})
+  monkeypatch.setattr(plan, "compiler_versions", lambda generation: {"jax": "2"})
   Planning(config, tmp_path).plan("v5e:2x2")
   assert len(asked) == 4
 
@@ -92,6 +92,10 @@ def test_what_keeps_a_plan_from_being_made_is_said(worker, tmp_path, monkeypatch
   for wrong in ("v9:2x2", "v5e", "v5e:2xa", "v5e:0x2"):
     with pytest.raises(PlanError, match=f"--topology={wrong}: expected 'auto' or a slice such as"):
       asking.plan(wrong)
+  with pytest.raises(PlanError, match=r"--topology=h100:3: expected h100: and 1, 2, 4, 8"):
+    asking.plan("h100:3")
+  with pytest.raises(PlanError, match=r"--num_slices=2: h100:8 is one host; expected 1"):
+    Planning(tiny.get_config(), tmp_path, num_slices=2).max_batch("h100:8")
   answers["v5e:2x2"] = {"error": "no such topology"}
   with pytest.raises(PlanError, match="no such topology"):
     asking.plan("v5e:2x2")

@@ -2,7 +2,6 @@
 
 import json
 import os
-import pathlib
 import subprocess
 import sys
 
@@ -10,39 +9,7 @@ import pytest
 
 from pasmr_jax.experiment.planning.cost import GIB
 from pasmr_jax.learning.logprobs import LOGITS
-
-ROOT = pathlib.Path(__file__).resolve().parents[3]
-
-# One program of each kind, so that the test is quick: no reference, no pivot, one microbatch.
-SMALL = {
-  "stages": "('srl',)",
-  "model.dtype": "bfloat16",
-  "model.remat": "full",
-  "model.num_layers": 2,
-  "model.scan_unroll": 1,
-  "srl.kl_coef": 0.0,
-  "srl.update_rows": 32,
-  "srl.row_bucket": 32,
-  "srl.microbatches": 1,
-  "srl.longer_rows": "()",
-  "srl.rehearsal_weight": 0.0,
-  "srl.credit": "all",
-  "feedback.source": "target_majority",
-}
-
-
-def plan(tmp_path, *flags, **settings):
-  given = [f"--config.{key}={value}" for key, value in (SMALL | settings).items()]
-  config = f"--config={ROOT / 'configs' / 'tiny.py'}"
-  return subprocess.run(
-    [sys.executable, ROOT / "plan.py", config, "--quick", f"--cache={tmp_path}", *flags, *given],
-    cwd=ROOT,
-    env=os.environ | {"XLA_FLAGS": ""},
-    capture_output=True,
-    text=True,
-    timeout=300,
-    check=False,
-  )
+from tests.experiment.planning.planned import ROOT, plan, plan_without
 
 
 @pytest.fixture(scope="module")
@@ -172,17 +139,7 @@ def test_the_smallest_slice_of_each_generation_is_named(tmp_path):
 
 @pytest.mark.parametrize("topology", ["v5e:2x2", "auto"])
 def test_a_missing_libtpu_is_said(tmp_path, topology):
-  hidden = "import runpy, sys; sys.modules['libtpu'] = None; sys.argv = sys.argv[1:]"
-  code = f"{hidden}; runpy.run_path(sys.argv[0], run_name='__main__')"
-  config, cache = f"--config={ROOT / 'configs' / 'tiny.py'}", f"--cache={tmp_path}"
-  finished = subprocess.run(
-    [sys.executable, "-c", code, ROOT / "plan.py", config, cache, f"--topology={topology}"],
-    cwd=ROOT,
-    capture_output=True,
-    text=True,
-    timeout=120,
-    check=False,
-  )
+  finished = plan_without(("libtpu",), topology, tmp_path)
   assert finished.returncode == 1, finished.stderr[-3000:]
   (line,) = finished.stderr.splitlines()
   assert line.startswith("plan.py: plans are compiled with libtpu, which is not installed here")
