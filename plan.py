@@ -1,12 +1,13 @@
-"""Does a run fit a TPU slice, and how fast can it be? Compiles its programs without a TPU.
+"""Does a run fit a TPU slice, or GPUs, and how fast can it be? Compiles its programs without them.
 
     python plan.py --config=configs/pasmr_gemma.py:9b --topology=v5e:4x8
     python plan.py --config=configs/pasmr_gemma.py:1b --topology=auto
     python plan.py --config=configs/pasmr_gemma.py:1b --topology=v5e:2x4 --max_batch
     python plan.py --config=configs/pasmr_gemma.py:9b --topology=v5e:4x8 --num_slices=2
+    python plan.py --config=configs/study_gemma3_270m.py:gpu --topology=h100:1
 
 Exit code 0: it fits. 2: it does not, and which keys would help is said. 1: it cannot be planned.
-docs/tpu.md says what the figures mean and what they leave out.
+docs/tpu.md says what the figures mean and what they leave out; docs/gpu.md what GPUs need.
 """
 
 import json
@@ -24,7 +25,10 @@ from pasmr_jax.experiment.planning.table import advice, render
 
 CONFIG = config_flags.DEFINE_config_file("config", None, "Configuration file.", lock_config=True)
 TOPOLOGY = flags.DEFINE_string(
-  "topology", "auto", "Slice such as v5e:4x8, or 'auto': the smallest of each generation that fits."
+  "topology",
+  "auto",
+  "Slice such as v5e:4x8, GPUs such as h100:1, or 'auto': the smallest slice of each TPU generation"
+  " that fits.",
 )
 NUM_SLICES = flags.DEFINE_integer(
   "num_slices", 1, "Slices of that topology, joined by the data-centre network.", lower_bound=1

@@ -1,10 +1,15 @@
-"""Gemma 3 270M and SmolLM2 135M Instruct against transformers, on the same GGUF files."""
+"""Gemma 3 270M and SmolLM2 135M Instruct against transformers, on the same GGUF files.
+
+So is any other file of a supported family:
+`PASMR_GGUF=FILE python -m pytest tests/models/test_real_weights.py`.
+"""
 
 import dataclasses
 import functools
 import gc
 import importlib.util
 import inspect
+import os
 import pathlib
 
 import jax
@@ -61,7 +66,17 @@ def smollm2() -> pathlib.Path:
   return next(pathlib.Path(package.submodule_search_locations[0]).glob("*.gguf"))
 
 
-@pytest.fixture(scope="module", params=[gemma, smollm2], ids=["gemma3-270m", "smollm2-135m"])
+def yours() -> pathlib.Path:
+  if "PASMR_GGUF" not in os.environ:
+    pytest.skip("PASMR_GGUF names no file of yours")
+  return pathlib.Path(os.environ["PASMR_GGUF"])
+
+
+@pytest.fixture(
+  scope="module",
+  params=[gemma, smollm2, yours],
+  ids=["gemma3-270m", "smollm2-135m", "yours"],
+)
 def path(request) -> pathlib.Path:
   return request.param()
 
@@ -256,8 +271,12 @@ def test_a_smaller_cache_moves_log_probabilities_by_as_much_as_the_page_says(
       f"{path.name}, cache in {dtype}, {moved.size} tokens: mean {moved.mean():.4f},"
       f" 99 % {np.quantile(moved, 0.99):.3f}, most {moved.max():.3f}"
     )
-    assert 0 < moved.mean() < mean
-    assert moved.max() < most
+    assert moved.mean() > 0
+    if str(path) != os.environ.get(
+      "PASMR_GGUF"
+    ):  # the bounds are of the two files that the page is about
+      assert moved.mean() < mean
+      assert moved.max() < most
 
 
 def test_bfloat16_moves_log_probabilities_by_as_much_as_the_page_says(path, model, rows):

@@ -5,6 +5,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from pasmr_jax import Config
+from pasmr_jax.experiment.planning.gpus import GPUS
 
 GIB = 2**30
 LEFT_OUT = (
@@ -70,6 +71,8 @@ def _heading(report: Mapping[str, Any]) -> str:
     )
   if report["adjusted"]:
     lines.append("Changed so that batches divide: " + " ".join(report["adjusted"]))
+  if report["topology"].partition(":")[0] in GPUS:
+    lines.append("Compiled without the GPU: no kernel was chosen by timing it, as XLA does on one.")
   if report["quick"]:
     lines.append("Compiled with little effort (--quick): figures differ from those of training.")
   return "\n".join(lines)

@@ -37,6 +37,7 @@ def test_the_programs_of_training_compile_for_a_gpu(tmp_path):
     assert sum(program["filled_by"].values()) == program["peak_bytes"]
     assert not program["parts"][0]["collective_bytes"]
   assert "h100:1: 1 chips, fsdp=1 x tensor=1, 59.33 GiB" in printed
+  assert "no kernel was chosen by timing it" in printed
   assert "jax" in report["versions"]
   assert "libtpu" not in report["versions"]
   # Loops over layers and microbatches are counted: an update reads more than it holds.
