@@ -18,7 +18,7 @@ For an instruction-tuned model, in its own chat template:
 Hardware: up to 3b is meant for a v5e-8 (8 x 16 GiB), 7b and 8b for a v5e-16, bfloat16 compute,
 float32 parameters. Parameters, gradients and two moments take 16 bytes a parameter over all chips,
 the frozen reference 4 more: 10 GB for 0.5b, 31 GB for 1.5b, 62 GB for 3b. Nothing was run on a TPU;
-Qwen2.5-Coder 0.5B Instruct was run on a CPU with its real weights (docs/results.md, docs/models.md).
+Qwen2.5-Coder 0.5B Instruct was run on a CPU with its real weights (docs/results.md).
 Data, stages and their settings are those of configs/pasmr_gemma.py.
 """
 

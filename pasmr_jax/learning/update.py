@@ -32,6 +32,8 @@ from pasmr_jax.learning.logprobs import (
 from pasmr_jax.learning.optim import map_moments
 from pasmr_jax.models.config import TransformerConfig
 from pasmr_jax.models.lora import Adapted, Frozen
+from pasmr_jax.parallel import rules
+from pasmr_jax.parallel.mesh import adapter_shardings, param_shardings
 
 
 class TrainState(flax.struct.PyTreeNode):
@@ -243,7 +245,33 @@ class Learner:
     )
     skipped = 1.0 - sound.astype(jnp.float32)
     metrics = {"loss": total, "gradient_norm": norm, "skipped_updates": skipped, **parts}
-    return TrainState(state.step + 1, params, opt_state, average, state.frozen), metrics
+    moved = TrainState(state.step + 1, params, opt_state, average, state.frozen)
+    return self._laid_out(moved), metrics
+
+  def _laid_out(self, state: TrainState) -> TrainState:
+    """A state that stays split as it was: XLA for GPUs would leave all of it on each of them."""
+    mesh: Any = jax.sharding.get_abstract_mesh()
+    if mesh.empty or mesh.size == 1:
+      return state
+    shardings = param_shardings(self.config, mesh, rules.TRAINING)
+    if state.frozen is not None:
+      settings = state.frozen.settings
+      shardings = adapter_shardings(self.config, mesh, rules.TRAINING, settings)
+    hold = jax.lax.with_sharding_constraint
+
+    def hold_moment(moment, param):  # factored ones are whole everywhere
+      return hold(moment, param.sharding) if moment.shape == param.shape else moment
+
+    placed = jax.tree.map(
+      lambda param, sharding: jax.ShapeDtypeStruct(param.shape, param.dtype, sharding=sharding),
+      state.params,
+      shardings,
+    )
+    return state.replace(
+      params=hold(state.params, shardings),
+      opt_state=map_moments(hold_moment, state.opt_state, placed),
+      average=None if state.average is None else hold(state.average, shardings),
+    )
 
   def _moved(self, gradients, params, opt_state, average):
     """Parameters, optimizer state and moving average a step further."""

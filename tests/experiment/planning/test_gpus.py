@@ -65,13 +65,15 @@ def test_a_token_reads_the_keys_where_they_lie(tmp_path):
 @needs_plugin
 @pytest.mark.gpu_compile
 @pytest.mark.slow
-def test_gpus_of_one_host_share_parameters(tmp_path):
+def test_gpus_of_one_host_share_parameters_and_moments(tmp_path):
+  """XLA for GPUs would gather all that the optimizer's step changes, and leave it on each."""
   report, _ = compiled(tmp_path, "h200:2", "--programs=srl update")
   assert report["mesh"] == {"replica": 1, "fsdp": 2, "tensor": 1}
   (program,) = report["programs"]
-  moved = program["parts"][0]["collective_bytes"]
-  # Half of the parameters in bfloat16 reach each from the other, at least once.
-  assert moved["all-gather"] >= report["parameters"] / 2 * 2
+  moved, half = program["parts"][0]["collective_bytes"], report["parameters"] / 2
+  # What reaches each from the other in bfloat16, forward and in the recomputation: the layers, and
+  # the table for looking up and for logits. Parameters and moments in float32 would be 12 more.
+  assert 2 * half <= moved["all-gather"] < 8 * half
 
 
 def test_a_missing_plugin_is_said(tmp_path):
