@@ -249,7 +249,7 @@ class Learner:
     return self._laid_out(moved), metrics
 
   def _laid_out(self, state: TrainState) -> TrainState:
-    """A state that stays split as it was: XLA for GPUs would leave all of it on each of them."""
+    """The state, split as it was. Unless told, XLA for GPUs leaves all of it on each of them."""
     mesh: Any = jax.sharding.get_abstract_mesh()
     if mesh.empty or mesh.size == 1:
       return state

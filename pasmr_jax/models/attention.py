@@ -86,10 +86,10 @@ def attend_parts(
   kv_heads = parts[0][0].keys.shape[1]
   grouped = queries.reshape(batch, kv_heads, heads // kv_heads, head_dim)
   scores = []
-  for one, (past, mask) in zip(_apart(grouped, len(parts)), parts, strict=True):
+  for own, (past, mask) in zip(_apart(grouped, len(parts)), parts, strict=True):
     found = jnp.einsum(
       "BKGH,BKHS->BKGS",
-      one,
+      own,
       _readable(past.keys, grouped),
       preferred_element_type=jnp.float32,
     )

@@ -35,7 +35,7 @@ class Gpu:
 
   @property
   def chip(self) -> Chip:
-    """The same as the planner has a TPU; several hosts are not planned."""
+    """What the planner knows of a device; several hosts, with a network, are not planned."""
     limit = _USED * self.memory
     return Chip(self.flops, self.bandwidth, self.nvlink, math.inf, limit, _COUNTS, "cuda")
 
