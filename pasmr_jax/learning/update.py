@@ -258,10 +258,6 @@ class Learner:
       settings = state.frozen.settings
       shardings = adapter_shardings(self.config, mesh, rules.TRAINING, settings)
     hold = jax.lax.with_sharding_constraint
-
-    def hold_moment(moment, param):  # factored ones are whole everywhere
-      return hold(moment, param.sharding) if moment.shape == param.shape else moment
-
     placed = jax.tree.map(
       lambda param, sharding: jax.ShapeDtypeStruct(param.shape, param.dtype, sharding=sharding),
       state.params,
@@ -269,7 +265,7 @@ class Learner:
     )
     return state.replace(
       params=hold(state.params, shardings),
-      opt_state=map_moments(hold_moment, state.opt_state, placed),
+      opt_state=hold(state.opt_state, self.opt_shardings(placed)),
       average=None if state.average is None else hold(state.average, shardings),
     )
 

@@ -272,9 +272,7 @@ def test_a_smaller_cache_moves_log_probabilities_by_as_much_as_the_page_says(
       f" 99 % {np.quantile(moved, 0.99):.3f}, most {moved.max():.3f}"
     )
     assert moved.mean() > 0
-    if str(path) != os.environ.get(
-      "PASMR_GGUF"
-    ):  # the bounds are of the two files that the page is about
+    if str(path) != os.environ.get("PASMR_GGUF"):  # the page is about the other two
       assert moved.mean() < mean
       assert moved.max() < most
 
