@@ -14,7 +14,7 @@ import pytest
 
 from benchmarks import study as program
 from benchmarks.effects import arms, charts, leakage, plan, questions, results, roofline, search
-from configs import study_gemma3_270m
+from configs import base, study_gemma3_270m
 from pasmr_jax.data.questions import Question
 from pasmr_jax.experiment import validation
 from pasmr_jax.experiment.planning.sizes import PUBLISHED
@@ -381,17 +381,37 @@ def test_the_roofline_of_gemma_3_270m():
   model = dataclasses.replace(PUBLISHED["google/gemma-3-270m"], dtype="bfloat16")
   layers, table = roofline.parameters(model)
   assert (layers, table) == (18 * (640 * 256 * 10 + 3 * 640 * 2048), 262144 * 640)
-  device = roofline.Device(flops=1e15, bandwidth=1e12)
+  chip = dataclasses.replace(roofline.KNOWN["TPU v5 lite"], flops=1e15, hbm_bandwidth=1e12)
   # One row without a past: reading the weights, two bytes each.
-  one = roofline.bounds(device, model, slots=1, context=0)
+  one = roofline.bounds(chip, model, slots=1, context=0)
   assert one.sampled == pytest.approx(1e12 / (2 * (layers + table)))
   assert one.learned == pytest.approx(1e15 / (6 * (layers + table)))
   # 1,000 tokens of context: 3 global layers see all, 15 local ones 512; keys and values, one head.
-  more = roofline.bounds(device, model, slots=100, context=1000)
+  more = roofline.bounds(chip, model, slots=100, context=1000)
   past = 2 * (3 * 1000 + 15 * 512) * 256 * 2
   assert more.sampled == pytest.approx(100 * 1e12 / (2 * (layers + table) + 100 * past))
-  rows = [{"arm": "pam", "throughput/update_tokens_per_second": 5.0}]
-  assert roofline.beside(rows, "cpu", model, None) is rows
+  # Eight devices in groups of four: each reads a quarter of the weights and an eighth of the past.
+  eight = roofline.bounds(chip, model, slots=100, context=1000, count=8, tensor=4)
+  read = 2 * (layers + table) / 4 + 100 * past / 8
+  assert eight.sampled == pytest.approx(100 * 1e12 / read)
+  assert eight.learned == pytest.approx(8 * one.learned)
+
+
+def test_measured_speed_is_put_beside_the_roofline_of_known_devices():
+  model = dataclasses.replace(PUBLISHED["google/gemma-3-270m"], dtype="bfloat16")
+  config = base.get_config()
+  speed = {"throughput/update_tokens_per_second": 1e5, "throughput/rollout_tokens_per_second": 1e4}
+  rows = [{"arm": "pivot", "response_length": 100.0, **speed}]
+  responses = config.srl.questions * config.srl.group_size
+  for kind, slots in (("NVIDIA H100 80GB HBM3", 0), ("TPU v6 lite", 16), ("TPU v5", 10**6)):
+    config.rollout.slots = slots
+    (row,) = roofline.beside(rows, [kind] * 4, model, config)
+    slots = 16 if slots == 16 else responses
+    best = roofline.bounds(roofline.KNOWN[kind], model, slots=slots, context=50, count=4)
+    assert row["roofline/learned"] == pytest.approx(1e5 / best.learned)
+    assert row["roofline/sampled"] == pytest.approx(1e4 / best.sampled)
+  assert roofline.beside(rows, ["cpu"], model, config) is rows
+  assert roofline.beside(rows, ["TPU v5", "TPU v6 lite"], model, config) is rows
 
 
 def test_the_search_tries_every_combination_and_is_read_back(tmp_path):

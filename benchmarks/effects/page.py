@@ -245,7 +245,7 @@ def write(
     f"## How the settings were chosen\n\n{_searched(search)}\n",
     f"## Is PAM saturated?\n\n{_saturation(results)}\n",
     "## Speed\n\nMedians over steps; response tokens only. Rooflines are those of"
-    f" benchmarks/effects/roofline.py, for one device that it knows.\n\n{_speed(speed)}\n",
+    f" benchmarks/effects/roofline.py, for the devices that it knows.\n\n{_speed(speed)}\n",
     f"## Time\n\n{_time(results)}\n",
     "## Machine\n\n" + ("\n".join(f"- {one}" for one in machines(results)) or "None yet.") + "\n",
     "## Settings\n\n`" + study.config + "` with " + _settings(study) + "\n",

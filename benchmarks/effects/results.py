@@ -191,7 +191,7 @@ def collect(study: Study, names: Sequence[str], seeds: int, trained: Sequence[st
 def throughput(results: Results, config: Config) -> list[dict[str, Any]]:
   """Medians over the steps of each arm: seconds by phase, tokens a second, and peak memory.
 
-  Where all ran on one device whose roofline is known, tokens a second also as shares of it.
+  Where all ran on the same devices, whose roofline is known, tokens a second also as shares of it.
   """
   rows = []
   for name, arms in results.arms.items():
@@ -207,11 +207,11 @@ def throughput(results: Results, config: Config) -> list[dict[str, Any]]:
         row[metric] = float(np.median(known))
     rows.append(row)
   devices = {tuple(_kinds(record)) for record in _records(results)}
-  if len(devices) != 1 or len(next(iter(devices))) != 1 or not config.model.pretrained:
+  if len(devices) != 1 or not config.model.pretrained:
     return rows
   model = load_config(config.model.pretrained)
   model = dataclasses.replace(model, dtype=config.model.dtype)
-  return roofline.beside(rows, devices.pop()[0], model, config)
+  return roofline.beside(rows, devices.pop(), model, config)
 
 
 def signals(results: Results) -> list[dict[str, Any]]:

@@ -1,33 +1,25 @@
-"""What a device could do at best, beside what was measured.
+"""What devices could do at best, beside what was measured.
 
 Only work that cannot be avoided counts, so that no program beats these bounds and most stay well
 below them. A decoded token of every slot reads all weights and the keys and values of the row so
 far, and multiplies by each weight; a learned token is multiplied by each weight three times (once
-forward, twice backward), the output table's included. Prompts, padding and scoring by the
-reference are left out, which makes the bounds higher.
+forward, twice backward), the output table's included. Prompts, padding, scoring by the reference
+and what devices send each other are left out, which makes the bounds higher.
 """
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
+from pasmr_jax.experiment.planning.cost import CHIPS, Chip
 from pasmr_jax.experiment.planning.gpus import GPUS
 from pasmr_jax.models.config import TransformerConfig
 
 BYTES = {"float32": 4, "bfloat16": 2, "int8": 1}
 
-
-@dataclasses.dataclass(frozen=True)
-class Device:
-  """One accelerator: dense bfloat16 compute and memory bandwidth of its maker's data sheet."""
-
-  flops: float  # a second
-  bandwidth: float  # bytes a second
-
-
 # By JAX's device_kind.
-DEVICES: Mapping[str, Device] = {
-  gpu.kind: Device(gpu.flops, gpu.bandwidth) for gpu in GPUS.values()
+KNOWN: Mapping[str, Chip] = {
+  chip.kind: chip for chip in (*CHIPS.values(), *(gpu.chip for gpu in GPUS.values()))
 }
 
 
@@ -47,16 +39,24 @@ def parameters(model: TransformerConfig) -> tuple[int, int]:
 
 
 def bounds(
-  device: Device, model: TransformerConfig, slots: int, context: float, cache: str = ""
+  chip: Chip,
+  model: TransformerConfig,
+  slots: int,
+  context: float,
+  cache: str = "",
+  count: int = 1,
+  tensor: int = 1,
 ) -> Bounds:
-  """What one device could do at best.
+  """What equal devices could do at best together.
 
   Args:
-    device: which.
+    chip: each of them.
     model: whose `dtype` weights have when they are used.
-    slots: rows that are decoded together.
+    slots: rows that are decoded together, on all devices.
     context: tokens that a row holds on average while it is decoded.
     cache: type of keys and values; "" is the model's.
+    count: devices.
+    tensor: devices over which a layer's weights are split; each group of as many has all of them.
   """
   layers, table = parameters(model)
   weights = (layers + table) * BYTES[model.dtype]
@@ -64,29 +64,37 @@ def bounds(
     min(context, model.sliding_window) if kind == "local" else context for kind in model.layer_kinds
   )
   row = 2 * columns * model.num_kv_heads * model.head_dim * BYTES[cache or model.dtype]
-  reading = (weights + slots * row) / device.bandwidth
-  multiplying = 2 * slots * (layers + table) / device.flops
+  reading = (weights / tensor + slots * row / count) / chip.hbm_bandwidth
+  multiplying = 2 * slots * (layers + table) / (count * chip.flops)
   return Bounds(
     sampled=slots / max(reading, multiplying),
-    learned=device.flops / (6 * (layers + table)),
+    learned=count * chip.flops / (6 * (layers + table)),
   )
 
 
 def beside(
-  rows: list[dict[str, Any]], device_kind: str, model: TransformerConfig, config: Any
+  rows: list[dict[str, Any]], device_kinds: Sequence[str], model: TransformerConfig, config: Any
 ) -> list[dict[str, Any]]:
   """Rows of `results.throughput` with `roofline/sampled` and `roofline/learned`, shares of it.
 
-  A device that is not in `DEVICES` has no bounds, and its rows stay as they are. A row's context is
-  taken as half of the measured mean response: prompts are left out.
+  Devices that are not in `KNOWN`, or not all the same, have no bounds, and the rows stay as they
+  are. A row's context is taken as half of the measured mean response: prompts are left out.
   """
-  device = DEVICES.get(device_kind)
-  if device is None:
+  chip = KNOWN.get(device_kinds[0])
+  if chip is None or len(set(device_kinds)) != 1:
     return rows
+  responses = config.srl.questions * config.srl.group_size  # more rows are never decoded together
   found = []
   for row in rows:
-    response = row.get("response_length", 0.0)
-    best = bounds(device, model, config.rollout.slots, response / 2, config.rollout.cache_dtype)
+    best = bounds(
+      chip,
+      model,
+      slots=min(config.rollout.slots or responses, responses),
+      context=row.get("response_length", 0.0) / 2,
+      cache=config.rollout.cache_dtype,
+      count=len(device_kinds),
+      tensor=config.mesh.tensor,
+    )
     shares = {"roofline/learned": row["throughput/update_tokens_per_second"] / best.learned}
     if "throughput/rollout_tokens_per_second" in row:
       shares["roofline/sampled"] = row["throughput/rollout_tokens_per_second"] / best.sampled

@@ -35,6 +35,15 @@ def _cast(params: Any, dtype: jnp.dtype) -> Any:
 _unstack = jax.jit(transformer.unstacked)
 
 
+def slot_count(most: int, rows: int, devices: int) -> int:
+  """Slots on all devices for so many rows; at most so many (0: any number) but for rounding up.
+
+  Few rows get few slots: a power of two on each device, so that few shapes are compiled.
+  """
+  each = -(-most // devices) or rows
+  return devices * min(each, 1 << (max(1, -(-rows // devices)) - 1).bit_length())
+
+
 @dataclasses.dataclass(frozen=True)
 class Served:
   """What became of requests: those that were given, then those that the watch gave, in order."""
@@ -74,15 +83,10 @@ class Engine:
     return jax.device_put(_unstack(params), self.shardings)
 
   def layout(self, rows: int, length: int) -> Layout:
-    """Shapes for so many rows of so many tokens, prompts included, over all devices.
-
-    Few rows get few slots: a power of two on each device, so that few shapes are compiled.
-    """
+    """Shapes for so many rows of so many tokens, prompts included, over all devices."""
     devices = meshes.row_parts(self.mesh)
-    most = -(-self.slots // devices) or rows
-    each = min(most, 1 << (max(1, -(-rows // devices)) - 1).bit_length())
     return Layout(
-      slots=devices * each,
+      slots=slot_count(self.slots, rows, devices),
       prefill_prompts=devices * -(-self.prefill_prompts // devices),
       steps=self.refill_steps,
       prompt_bucket=self.prompt_bucket,

@@ -32,6 +32,7 @@ _SLICES = ("dynamic-slice", "slice", "gather")
 class Chip:
   """What one device, of a TPU generation or a GPU (gpus.py), can do at best."""
 
+  kind: str  # JAX's device_kind
   flops: float  # bfloat16 multiplications and additions a second
   hbm_bandwidth: float  # bytes a second
   ici_bandwidth: float  # bytes a second that reach it from its neighbours, over all links
@@ -48,9 +49,10 @@ GIB = 2**30
 # compiler states when a program exceeds them.
 _SQUARES = ("1x1", "2x2", "2x4", "4x4", "4x8", "8x8", "8x16", "16x16")
 CHIPS = {
-  "v5e": Chip(197e12, 819e9, 200e9, 3.125e9, 15.75 * GIB, _SQUARES),
-  "v6e": Chip(918e12, 1638e9, 400e9, 12.5e9, 31.25 * GIB, _SQUARES),
+  "v5e": Chip("TPU v5 lite", 197e12, 819e9, 200e9, 3.125e9, 15.75 * GIB, _SQUARES),
+  "v6e": Chip("TPU v6 lite", 918e12, 1638e9, 400e9, 12.5e9, 31.25 * GIB, _SQUARES),
   "v5p": Chip(
+    "TPU v5",
     459e12,
     2765e9,
     600e9,

@@ -37,7 +37,9 @@ class Gpu:
   def chip(self) -> Chip:
     """What the planner knows of a device; several hosts, with a network, are not planned."""
     limit = _USED * self.memory
-    return Chip(self.flops, self.bandwidth, self.nvlink, math.inf, limit, _COUNTS, "cuda")
+    return Chip(
+      self.kind, self.flops, self.bandwidth, self.nvlink, math.inf, limit, _COUNTS, "cuda"
+    )
 
   def target(self) -> str:
     """A `GpuTargetConfigProto` in text form."""

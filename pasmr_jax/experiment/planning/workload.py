@@ -9,6 +9,7 @@ import math
 
 from pasmr_jax import Config
 from pasmr_jax.feedback.rewards import needs_pivot_answers
+from pasmr_jax.rollout.engine import slot_count
 from pasmr_jax.stages.packing import row_length
 
 
@@ -43,17 +44,13 @@ def workload(config: Config, parts: int, fill: float) -> Workload:
   rows = -(-responses // a_row)
   microbatch = srl.row_bucket // srl.microbatches
   rollout, questions = config.rollout, srl.questions
-  translations = 0
-  if needs_pivot_answers(feedback.source, srl.credit):
-    translations = questions * srl.group_size
+  drawn_rows = questions * srl.group_size
+  translations = drawn_rows if needs_pivot_answers(feedback.source, srl.credit) else 0
+  solutions = translations * feedback.pivot_samples
   prompt_length = -(-srl.max_prompt_length // rollout.prompt_bucket) * rollout.prompt_bucket
-  slots = min(rollout.slots or math.inf, questions * srl.group_size)
-  slots = -(-int(slots) // parts) * parts
+  slots = slot_count(rollout.slots, _together(config, drawn_rows, solutions), parts)
   prefill = -(-rollout.prefill_prompts // parts) * parts
-  drawn = fill * (
-    questions * srl.group_size * srl.max_new_tokens
-    + translations * feedback.pivot_samples * srl.max_pivot_tokens
-  )
+  drawn = fill * (drawn_rows * srl.max_new_tokens + solutions * srl.max_pivot_tokens)
   return Workload(
     update_rows=-(-rows // microbatch) * microbatch,
     update_length=length,
@@ -64,6 +61,17 @@ def workload(config: Config, parts: int, fill: float) -> Workload:
     prefills=-(-questions // prefill) + -(-translations // prefill),
     decodes=math.ceil(drawn / (slots * rollout.refill_steps)),
   )
+
+
+def _together(config: Config, responses: int, solutions: int) -> int:
+  """Rows that may be decoded at once, were there slots for all of them.
+
+  The policy solves translations beside the responses that are still written, in the slots that
+  there are; another teacher does afterwards.
+  """
+  if config.feedback.teacher == "policy":
+    return max(responses, min(config.rollout.slots, responses + solutions))
+  return max(responses, solutions)
 
 
 def adjust(config: Config, parts: int) -> list[str]:

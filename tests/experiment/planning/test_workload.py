@@ -1,5 +1,7 @@
 """Shapes of a step at the limits of its configuration."""
 
+import math
+
 from configs import pasmr_gemma
 from pasmr_jax.experiment.planning.workload import adjust, workload
 
@@ -17,6 +19,24 @@ def test_a_step_is_planned_at_its_limits():
   assert workload(config, parts=8, fill=0.25).update_rows == 64
   config.srl.update_rows, config.srl.row_length = 100, 2048
   assert workload(config, parts=8, fill=1.0).update_rows == 56  # 50, in microbatches of 8
+
+
+def test_slots_hold_solutions_too():
+  config = pasmr_gemma.get_config("1b")  # 256 responses of which each may have 4 solutions
+  config.srl.credit = "all"
+  for source, teacher, slots, found in (
+    ("pivot", "policy", 512, 512),  # solutions beside responses
+    ("pivot", "policy", 2048, 2048),  # 1,280 rows, and a power of two
+    ("pivot", "policy", 0, 256),  # as many as there are responses
+    ("pivot", "reference", 0, 1024),  # solutions after all responses
+    ("pivot", "reference", 384, 384),
+    ("gold", "policy", 512, 256),  # no solutions
+  ):
+    config.feedback.source, config.feedback.teacher, config.rollout.slots = source, teacher, slots
+    load = workload(config, parts=8, fill=1.0)
+    assert load.slots == found
+    solved = 256 * 4 * 384 if source == "pivot" else 0
+    assert load.decodes == math.ceil((256 * 512 + solved) / (8 * found))
 
 
 def test_batches_are_changed_until_they_divide():
