@@ -22,7 +22,7 @@ import dataclasses
 import json
 import os
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from pasmr_jax.text import hub
@@ -116,21 +116,6 @@ def read_questions(
       named = _named_columns(path, columns or {}, solutions, answers)
       rows = _by_column(_huggingface_rows(path, subset, split, named), named)
   return _questions(path, rows, language)
-
-
-def attach_pivot(questions: Sequence[Question], pivot: Sequence[Question]) -> list[Question]:
-  """Questions with the text of the pivot question of the same id as their `pivot_text`.
-
-  For data sets that keep each language in a file of its own, such as MGSM. Raises ValueError for a
-  question without counterpart.
-  """
-  texts = {question.id: question.text for question in pivot}
-  for question in questions:
-    if question.id not in texts:
-      raise ValueError(
-        f"question {question.id} ({question.language}): no pivot question of this id"
-      )
-  return [dataclasses.replace(question, pivot_text=texts[question.id]) for question in questions]
 
 
 # ---- One function a format: file to rows -----------------------------------------------------

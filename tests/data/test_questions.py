@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from pasmr_jax.data.questions import Question, attach_pivot, read_questions
+from pasmr_jax.data.questions import Question, read_questions
 
 SOLUTION = "3 + 4 = <<3+4=7>>7 pens.\nThen 7 * 2 = <<7*2=14>>14.\n#### 14"
 PARALLEL = {
@@ -181,14 +181,6 @@ def test_withheld_answers_and_solutions_cannot_matter(
   )
   # The same file does hold an answer for who may read it.
   assert read(true_path, format, **options)[0].answer in ("7", "14")
-
-
-def test_attach_pivot():
-  targets = [Question("a", "de", "Stifte?"), Question("b", "de", "Bälle?")]
-  pivots = [Question("b", "en", "Balls?"), Question("a", "en", "Pens?")]
-  assert [q.pivot_text for q in attach_pivot(targets, pivots)] == ["Pens?", "Balls?"]
-  with pytest.raises(ValueError, match=r"question b \(de\): no pivot question"):
-    attach_pivot(targets, pivots[1:])
 
 
 GOOD = {"question": "Pens?", "answer": "#### 7"}
