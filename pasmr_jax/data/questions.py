@@ -264,7 +264,8 @@ def _json_rows(path: str) -> Iterator[tuple[str, Any, int]]:
   if first is None:
     return
   if first[1].lstrip().startswith("["):
-    text = "\n".join([first[1], *(line for _, line in lines)])
+    found = dict([first, *lines])
+    text = "\n".join(found.get(number, "") for number in range(1, max(found) + 1))
     items = _json(text, path)
     yield from ((f"{path}: item {number}", item, number) for number, item in enumerate(items, 1))
     return

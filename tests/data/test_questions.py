@@ -226,6 +226,7 @@ GOOD = {"question": "Pens?", "answer": "#### 7"}
       ['[{"query": "?", "response": "#### 7", "lang": 1}]'],
       r"m\.json: item 1: language",
     ),
+    ("mgsm8k_instruct", "m.json", ["", "[", "", "{?}]"], r"m\.json: no JSON .*: line 4 column 2"),
   ],
 )
 def test_errors_name_file_and_line(tmp_path, format, name, rows, message):
