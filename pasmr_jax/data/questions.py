@@ -167,7 +167,8 @@ def _parallel(path: str, equations: bool, answers: bool) -> Iterator[_Row]:
       chain = _EQUATION.findall(solution)
       if not chain:
         continue
-      row["solution"] = "\n".join([*chain, f"#### {_marked_answer(solution, where)}"])
+      answer = _marked_answer(solution, where).replace(",", "")  # "1,080" is 1.08 in German
+      row["solution"] = "\n".join([*chain, f"#### {answer}"])
     if answers:
       row["answer"] = _column(item, "answer", where)
     yield where, row

@@ -5,6 +5,7 @@ import json
 import pytest
 
 from pasmr_jax.data.questions import Question, read_questions
+from pasmr_jax.text.answers import read_answer
 
 SOLUTION = "3 + 4 = <<3+4=7>>7 pens.\nThen 7 * 2 = <<7*2=14>>14.\n#### 14"
 PARALLEL = {
@@ -80,6 +81,13 @@ def test_parallel(tmp_path):
   (question,) = read(path, "parallel_equations", answers=False)
   assert question.solution == "3+4=7\n7*2=14\n#### 14"
   assert question.answer is None
+
+
+def test_equations_end_in_an_answer_without_commas(tmp_path):
+  """In German "1,080" is 27/25."""
+  row = PARALLEL | {"pivot_solution": "It is 2 * 540 = <<2*540=1080>>1,080.\n#### 1,080"}
+  (question,) = read(lines(tmp_path / "de.jsonl", row), "parallel_equations")
+  assert question.solution == "2*540=1080\n#### 1080"
 
 
 def test_equations_leave_out_rows_without_marks(tmp_path):
@@ -290,6 +298,14 @@ def test_real_files(shared_data):
   assert len(questions) == 7360
   assert all(q.pivot_text == english[q.id].text for q in questions)
   assert all(q.answer == english[q.id].answer.replace(",", "") for q in questions)
-  chains = read(path, "parallel_equations")
-  assert 7200 < len(chains) < 7360
-  assert all(q.solution.endswith(f"\n#### {english[q.id].answer}") for q in chains)
+
+
+@pytest.mark.shared_data
+@pytest.mark.parametrize("language", ["de", "ru", "zh"])
+def test_real_chains_of_equations_end_in_the_gold_answer(shared_data, language):
+  """Read as the language writes numbers: "1,080" would be 1.08 in German."""
+  chains = read(str(shared_data / "gsm8k_parallel" / f"{language}.jsonl"), "parallel_equations")
+  assert 7200 < len(chains) < 7473
+  for question in chains:
+    said, gold = read_answer(question.solution, language), read_answer(question.answer, "en")
+    assert said.value == gold.value, question
