@@ -122,7 +122,7 @@ def data() -> ConfigDict:
   config.columns = (
     ConfigDict()
   )  # names of columns in 'huggingface:' and 'json:' sources; '' is none. A pool reads what it uses
-  config.columns.id = ""
+  config.columns.id = ""  # '' counts a source's questions from 1
   config.columns.text = "question"
   config.columns.pivot_text = ""
   config.columns.solution = ""

@@ -11,7 +11,11 @@ A pool, such as `config.data.triplets`, is a tuple of sources `FORMAT:LOCATION[S
 FORMAT is `synthetic` or one of `questions.FORMATS`. `{language}` stands for every language of the
 pool: the pivot for `pivot`, all languages for `development` and `test`, the targets otherwise;
 `{target}` for the targets only, and `{root}` for `config.data.root`. A source with neither language
-is read once, and of its questions those in the pool's languages are kept.
+is read once, and of its questions those in the pool's languages are kept. [START:STOP] must take
+some questions of whatever is read.
+
+In one pool an id is of one question a language: sources without ids of their own (json and
+huggingface without data.columns.id) count theirs from 1, so that there can be one a language.
 
 A pool carries only what its use may know: solutions for supervised pools, answers for development
 and test, and for `srl` nothing, unless feedback.source is gold. An evaluation set is read by
@@ -20,7 +24,7 @@ development and test only, so that nothing is trained on it by its name.
 
 import dataclasses
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from pasmr_jax import Config
 from pasmr_jax.data import sets, synthetic
@@ -39,7 +43,8 @@ def read_pool(name: str, config: Config) -> list[Question]:
   """The questions of `config.data.NAME`, source after source, language after language.
 
   Raises:
-    ValueError: a malformed source, naming its key; what the readers raise.
+    ValueError: a malformed source or one that nothing is taken of, naming its key; two questions
+      of one id and language; what the readers raise.
     FileNotFoundError: a file that is not there.
   """
   languages = pool_languages(name, config)
@@ -60,8 +65,8 @@ def read_pool(name: str, config: Config) -> list[Question]:
       pieces = [_synthetic(name, match["location"], language, config) for language in languages]
     else:
       pieces = _read(name, match["format"], match["location"], languages, config, answers, key)
-    for piece in pieces:
-      questions += piece[_slice(match)]
+    questions += _taken(pieces, match, key)
+  _check_ids(name, questions)
   return [
     question if answers else dataclasses.replace(question, answer=None) for question in questions
   ]
@@ -73,9 +78,27 @@ def set_name(source: str) -> str | None:
   return match["name"] if match is not None and match["name"] in sets.SETS else None
 
 
-def _slice(match: re.Match[str]) -> slice:
+def _taken(pieces: Iterable[Sequence[Question]], match: re.Match[str], key: str) -> list[Question]:
+  """What [START:STOP] takes of each piece of a source."""
   begin, end = (int(match[side]) if match[side] else None for side in ("start", "stop"))
-  return slice(begin, end)
+  taken = []
+  for piece in pieces:
+    if not piece[begin:end]:
+      languages = ", ".join(sorted({question.language for question in piece}))
+      raise ValueError(f"{key}: takes none of {len(piece)} questions ({languages})")
+    taken += piece[begin:end]
+  return taken
+
+
+def _check_ids(name: str, questions: Sequence[Question]) -> None:
+  first: dict[tuple[str, str], Question] = {}
+  for question in questions:
+    other = first.setdefault((question.language, question.id), question)
+    if other is not question:
+      raise ValueError(
+        f"data.{name}: two of its sources have a question {question.id!r} ({question.language}):"
+        f" {other.text[:40]!r} and {question.text[:40]!r}; expected ids of their own"
+      )
 
 
 def _read_set(
@@ -85,7 +108,7 @@ def _read_set(
   if match is None or name not in _SPLITS:
     raise ValueError(f"{key}: an evaluation set is for data.development and data.test only")
   found = sets.read_set(match["name"], languages, config.data.root, config.pivot)
-  return [question for questions in found.values() for question in questions[_slice(match)]]
+  return _taken(found.values(), match, key)
 
 
 def pool_languages(name: str, config: Config) -> tuple[str, ...]:

@@ -1,6 +1,7 @@
 """Sources of pools: placeholders, slices, what a pool may know, and what is wrong with a source."""
 
 import json
+import pathlib
 
 import pytest
 
@@ -116,3 +117,44 @@ def test_bad_sources_are_named(source, said):
 def test_a_file_without_the_languages_is_an_error(root):
   with pytest.raises(ValueError, match="no question in de, sw"):
     _read("srl", "parallel:{root}/en.jsonl", root)
+
+
+def test_two_sources_of_a_pool_have_ids_of_their_own(tmp_path):
+  """Answers are told apart by language and id, also those of an interrupted evaluation."""
+  for name in ("easy", "hard"):
+    for language in ("en", "de"):
+      path = tmp_path / f"{name}_{language}.jsonl"
+      path.write_text(json.dumps({"question": f"{name} {language}", "answer": "1", "key": name}))
+  config = _config(
+    test=tuple(f"json:{tmp_path}/{name}_{{language}}.jsonl" for name in ("easy", "hard"))
+  )
+  config.languages = ("de",)
+  with pytest.raises(
+    ValueError,
+    match=r"data.test: two of its sources have a question '000001' \(en\): 'easy en' and 'hard en'",
+  ):
+    read_pool("test", config)
+  config.data.columns.id = "key"
+  assert [(q.language, q.id) for q in read_pool("test", config)] == [
+    ("en", "easy"),
+    ("de", "easy"),
+    ("en", "hard"),
+    ("de", "hard"),
+  ]
+
+
+@pytest.mark.parametrize(
+  ("source", "said"),
+  [
+    ("parallel:{root}/{language}.jsonl[4:]", r"\[4:\]': takes none of 4 questions \(en\)"),
+    ("synthetic:20[50:]", r"data.test: source 'synthetic:20\[50:\]': takes none of 20 questions"),
+    ("synthetic:0", "takes none of 0 questions"),
+    ("mgsm[9:]", "takes none of 2 questions"),
+  ],
+)
+def test_a_slice_takes_something_of_every_language(root, source, said):
+  (pathlib.Path(root) / "mgsm").mkdir()
+  for language in ("en", "de", "sw"):
+    (pathlib.Path(root) / "mgsm" / f"mgsm_{language}.tsv").write_text("a?\t1\nb?\t2\n")
+  with pytest.raises(ValueError, match=said):
+    _read("test", source, root)
