@@ -12,7 +12,8 @@ FORMAT is `synthetic` or one of `questions.FORMATS`. `{language}` stands for eve
 pool: the pivot for `pivot`, all languages for `development` and `test`, the targets otherwise;
 `{target}` for the targets only, and `{root}` for `config.data.root`. A source with neither language
 is read once, and of its questions those in the pool's languages are kept. [START:STOP] must take
-some questions of whatever is read.
+some questions of whatever is read. What language such a file is in it says itself; for json and
+huggingface data.columns.language does, or the pool if it has but one.
 
 In one pool an id is of one question a language: sources without ids of their own (json and
 huggingface without data.columns.id) count theirs from 1, so that there can be one a language.
@@ -36,7 +37,7 @@ _TRANSLATED = ("translation", "triplets", "development", "test")
 _SPLITS = {"development": "development", "test": "test"}
 _SOURCE = re.compile(r"(?P<format>\w+):(?P<location>.*?)(?:\[(?P<start>\d*):(?P<stop>\d*)\])?")
 _SET = re.compile(r"(?P<name>\w+)(?:\[(?P<start>\d*):(?P<stop>\d*)\])?")
-_FIELDS = ("id", "text", "pivot_text", "solution", "answer")
+_FIELDS = ("id", "language", "text", "pivot_text", "solution", "answer")
 
 
 def read_pool(name: str, config: Config) -> list[Question]:
@@ -171,10 +172,12 @@ def _read(
     location, path = (text.replace("{target}", "{language}") for text in (location, path))
     languages = config.languages
   if "{language}" not in location:
-    single = languages[0] if len(languages) == 1 else None
-    kept = [q for q in read(path, subset, single) if q.language in languages]
+    untold = columns is not None and "language" not in columns  # all other formats tell it
+    found = read(path, subset, languages[0] if untold and len(languages) == 1 else None)
+    kept = [question for question in found if question.language in languages]
     if not kept:
-      raise ValueError(f"{key}: no question in {', '.join(languages)}")
+      has = sorted({question.language for question in found})
+      raise ValueError(f"{key}: no question in {', '.join(languages)}; it has {', '.join(has)}")
     return [kept]
   pieces = {
     language: read(

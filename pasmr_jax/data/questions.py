@@ -222,7 +222,10 @@ def _questions(path: str, rows: Iterable[_Row], language: str | None) -> list[Qu
       if language is not None and row["language"] != language:
         continue
     elif language is None:
-      raise ValueError(f"{path}: its questions have no language, expected the key language")
+      raise ValueError(
+        f"{path}: its questions have no language, expected data.columns.language, or {{language}}"
+        " in its location"
+      )
     else:
       row["language"] = language
     question = Question(**{name: _text(value, f"{where}: {name}") for name, value in row.items()})

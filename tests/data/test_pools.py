@@ -158,3 +158,57 @@ def test_a_slice_takes_something_of_every_language(root, source, said):
     (pathlib.Path(root) / "mgsm" / f"mgsm_{language}.tsv").write_text("a?\t1\nb?\t2\n")
   with pytest.raises(ValueError, match=said):
     _read("test", source, root)
+
+
+@pytest.mark.parametrize(
+  ("name", "source"),
+  [
+    ("srl", "mgsm:{root}/mgsm_en.tsv"),
+    ("srl", "gsm8k:{root}/train.jsonl"),
+    ("srl", "msvamp:{root}/test_Swahili.json"),
+    ("srl", "parallel:{root}/sw.jsonl"),
+    ("pivot", "mgsm:{root}/mgsm_sw.tsv"),
+    ("pivot", "gsm8k:{root}/train.jsonl"),
+  ],
+)
+def test_one_language_does_not_make_a_file_of_another_one_its_own(root, name, source):
+  """gsm8k is English and the others tell their language, also where only one is asked for."""
+  folder = pathlib.Path(root)
+  for language in ("en", "sw"):
+    (folder / f"mgsm_{language}.tsv").write_text("How many?\t1\n")
+  (folder / "train.jsonl").write_text(json.dumps({"question": "How many?", "answer": "#### 1"}))
+  row = {"query": "how many ?", "m_query": "Ngapi?", "response": "1"}
+  (folder / "test_Swahili.json").write_text(json.dumps(row))
+  config = _config(**{name: (source,)})
+  config.data.root, config.languages = root, ("de",)
+  if name == "pivot":
+    config.pivot = "fr"
+  with pytest.raises(ValueError, match=f"data.{name}: .*: no question in "):
+    read_pool(name, config)
+
+
+def test_a_file_may_name_its_languages_in_a_column(tmp_path):
+  rows = [
+    {"question": "Ngapi?", "lang": "sw"},
+    {"question": "Wie viele?", "lang": "German"},
+    {"question": "How many?", "lang": "en"},
+  ]
+  path = tmp_path / "mixed.jsonl"
+  path.write_text("\n".join(map(json.dumps, rows)))
+  config = _config(srl=(f"json:{path}",))
+  with pytest.raises(
+    ValueError, match=r"expected data.columns.language, or {language} in its loca"
+  ):
+    read_pool("srl", config)
+  config.data.columns.language = "lang"
+  assert [(q.language, q.text) for q in read_pool("srl", config)] == [
+    ("sw", "Ngapi?"),
+    ("de", "Wie viele?"),
+  ]
+  config.languages = ("de",)  # the column is believed, whatever is asked for
+  assert [(q.language, q.id, q.text) for q in read_pool("srl", config)] == [
+    ("de", "000002", "Wie viele?")
+  ]
+  config.languages = ("fr",)
+  with pytest.raises(ValueError, match="no question in fr; it has de, en, sw"):
+    read_pool("srl", config)

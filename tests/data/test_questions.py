@@ -263,7 +263,7 @@ def test_bad_arguments(tmp_path):
     read(path, "json", columns={"question": "q"})
   with pytest.raises(ValueError, match="columns has no key 'text'"):
     read(path, "json", language="de")
-  with pytest.raises(ValueError, match="questions have no language, expected the key language"):
+  with pytest.raises(ValueError, match=r"questions have no language, expected data\.columns"):
     read(path, "json", columns={"text": "q"})
   with pytest.raises(ValueError, match=r"own\.jsonl:1: no column 'a'; it has 'q'"):
     read(path, "json", columns={"text": "q", "answer": "a"}, language="de")
