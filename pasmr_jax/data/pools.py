@@ -37,6 +37,7 @@ _TRANSLATED = ("translation", "triplets", "development", "test")
 _SPLITS = {"development": "development", "test": "test"}
 _SOURCE = re.compile(r"(?P<format>\w+):(?P<location>.*?)(?:\[(?P<start>\d*):(?P<stop>\d*)\])?")
 _SET = re.compile(r"(?P<name>\w+)(?:\[(?P<start>\d*):(?P<stop>\d*)\])?")
+_ENGLISH = ("synthetic", "msvamp")  # formats whose pivot questions are
 _FIELDS = ("id", "language", "text", "pivot_text", "solution", "answer")
 
 
@@ -62,6 +63,8 @@ def read_pool(name: str, config: Config) -> list[Question]:
         f"{key}: expected FORMAT:LOCATION or FORMAT:LOCATION[START:STOP] with FORMAT one of"
         f" {', '.join(('synthetic', *FORMATS))}, or one of the sets {', '.join(sets.SETS)}"
       )
+    if match["format"] in _ENGLISH and config.pivot != "en":
+      raise ValueError(f"{key}: its references are English; expected pivot 'en' or another source")
     if match["format"] == "synthetic":
       pieces = [_synthetic(name, match["location"], language, config) for language in languages]
     else:

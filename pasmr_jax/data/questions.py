@@ -7,7 +7,7 @@ supervised stages ask for `solutions`, self-feedback asks for neither.
 
     format              file                           columns
     mgsm                question TAB answer            language from mgsm_XX.tsv
-    msvamp              JSON lines                     query (pivot), m_query, response
+    msvamp              JSON lines                     query (English), m_query, response
     gsm8k               JSON lines                     question, answer (solution, "#### n")
     parallel            JSON lines                     id, language, [pivot_]question, answer
     parallel_equations  the same                       pivot_solution's equations as solution

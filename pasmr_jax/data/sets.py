@@ -243,7 +243,8 @@ def _read(kind: EvaluationSet, folder: str, code: str, own: str) -> list[Questio
     for place, question in enumerate(read, start=kind.first):
       number = kind.number.format(place=place, split=split)
       answer = _gold(question.answer or "", kind.latex)
-      questions.append(dataclasses.replace(question, id=number, answer=answer))
+      # No reference but the pivot's own question: those in MSVAMP's files are English.
+      questions.append(dataclasses.replace(question, id=number, answer=answer, pivot_text=None))
   return questions
 
 

@@ -212,3 +212,21 @@ def test_a_file_may_name_its_languages_in_a_column(tmp_path):
   config.languages = ("fr",)
   with pytest.raises(ValueError, match="no question in fr; it has de, en, sw"):
     read_pool("srl", config)
+
+
+@pytest.mark.parametrize(
+  ("name", "source"),
+  [
+    ("triplets", "synthetic:3"),
+    ("translation", "synthetic:3"),
+    ("test", "synthetic:3"),
+    ("srl", "msvamp:{root}/test_{language}.json"),
+  ],
+)
+def test_english_references_are_refused_for_another_pivot(name, source):
+  config = _config(**{name: (source,)})
+  config.languages, config.pivot = ("sw",), "de"
+  with pytest.raises(
+    ValueError, match=f"data.{name}: .*: its references are English; .* pivot 'en'"
+  ):
+    read_pool(name, config)

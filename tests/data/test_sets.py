@@ -84,6 +84,25 @@ def test_references_of_a_format_with_parallel_files(root):
   assert [q.pivot_text for q in read_pool("test", config)] == [None, None, "How many pens?", None]
 
 
+def test_references_are_in_the_pivot(root):
+  """MSVAMP's files have an English original beside every question."""
+  config = _config(root, ("msvamp",), ("en",))
+  config.pivot = "bn"
+  assert [(q.language, q.pivot_text) for q in read_pool("test", config)] == [
+    ("bn", None),
+    ("bn", None),
+    ("en", "কতগুলি কলম আছে?"),
+    ("en", "কতগুলি কল"),
+  ]
+  config.pivot, config.languages = "en", ("bn",)
+  assert [q.pivot_text for q in read_pool("test", config)] == [
+    None,
+    None,
+    "how many ?",
+    "how many ?",
+  ]
+
+
 def test_a_folder_may_be_a_copy_of_the_hub(tmp_path, monkeypatch):
   monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", str(tmp_path / "cache"))
   folder = tmp_path / "polymath"
@@ -180,6 +199,8 @@ def test_the_published_files(shared_data):
   assert {code: len(own) for code, own in mgsm.items()} == dict.fromkeys(languages, 250)
   assert all(q.pivot_text for code, own in mgsm.items() if code != "en" for q in own)
   msvamp = sets.read_set("msvamp", languages, str(shared_data), "en")
+  english = [question.text for question in msvamp["en"]]
+  assert all([q.pivot_text for q in own] == english for code, own in msvamp.items() if code != "en")
   assert list(msvamp) == [code for code in languages if code != "te"]
   # Of the first 100 of 1,000 questions.
   assert sum(map(sets.is_cut_off, msvamp["bn"])) == 10
