@@ -32,6 +32,13 @@ from pasmr_jax.data import sets, synthetic
 from pasmr_jax.data.questions import FORMATS, Question, read_questions
 
 NAMES = ("pivot", "translation", "target", "triplets", "srl", "development", "test")
+# What supervised pools teach from, besides the question.
+_TAUGHT = {
+  "pivot": ("solution",),
+  "translation": ("pivot_text",),
+  "target": ("solution",),
+  "triplets": ("pivot_text", "solution"),
+}
 _SOLVED = ("pivot", "target", "triplets")
 _TRANSLATED = ("translation", "triplets", "development", "test")
 _SPLITS = {"development": "development", "test": "test"}
@@ -46,7 +53,7 @@ def read_pool(name: str, config: Config) -> list[Question]:
 
   Raises:
     ValueError: a malformed source or one that nothing is taken of, naming its key; two questions
-      of one id and language; what the readers raise.
+      of one id and language; one without what the pool teaches; what the readers raise.
     FileNotFoundError: a file that is not there.
   """
   languages = pool_languages(name, config)
@@ -71,6 +78,7 @@ def read_pool(name: str, config: Config) -> list[Question]:
       pieces = _read(name, match["format"], match["location"], languages, config, answers, key)
     questions += _taken(pieces, match, key)
   _check_ids(name, questions)
+  check_taught(name, questions)
   return [
     question if answers else dataclasses.replace(question, answer=None) for question in questions
   ]
@@ -103,6 +111,16 @@ def _check_ids(name: str, questions: Sequence[Question]) -> None:
         f"data.{name}: two of its sources have a question {question.id!r} ({question.language}):"
         f" {other.text[:40]!r} and {question.text[:40]!r}; expected ids of their own"
       )
+
+
+def check_taught(name: str, questions: Iterable[Question]) -> None:
+  """Raises ValueError naming a question that lacks what its pool teaches."""
+  for question in questions:
+    for field in _TAUGHT.get(name, ()):
+      if getattr(question, field) is None:
+        raise ValueError(
+          f"data.{name}: question {question.id!r} ({question.language}) has no {field}"
+        )
 
 
 def _read_set(

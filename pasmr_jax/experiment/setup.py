@@ -313,23 +313,28 @@ class Run:
     limit: int,
     use: str,
     prompt: Callable[[Question], Sequence[int]] | None = None,
+    quiet: bool = False,
   ) -> list[Question]:
     """Questions whose prompt has at most `limit` tokens; the others are counted, never cut.
 
-    `prompt` gives a question's prompt if it is not asked by `prompt.question`.
+    `prompt` gives a question's prompt if it is not asked by `prompt.question`. `quiet` leaves out
+    the line that says how many there are.
 
     Raises:
       ValueError: none is left.
     """
     asked = prompt or self._question_prompt
     kept = [question for question in questions if len(asked(question)) <= limit]
-    left_out = len(questions) - len(kept)
-    say(
-      f"{use}: {len(kept)} questions ({_languages(kept)})"
-      + (f"; {left_out} with a prompt of more than {limit} tokens left out" * (left_out > 0))
-    )
     if not kept:
-      raise ValueError(f"data.{use}: no question has a prompt of at most {limit} tokens")
+      raise ValueError(
+        f"data.{use}: none of {len(questions)} questions has a prompt of at most {limit} tokens"
+      )
+    left_out = len(questions) - len(kept)
+    if not quiet:
+      say(
+        f"{use}: {len(kept)} questions ({_languages(kept)})"
+        + (f"; {left_out} with a prompt of more than {limit} tokens left out" * (left_out > 0))
+      )
     return kept
 
   def _question_prompt(self, question: Question) -> list[int]:
@@ -418,7 +423,7 @@ def make_run(config: Config, workdir: pathlib.Path, pools: Sequence[str] | None 
   mesh = make_mesh(config.mesh.fsdp, config.mesh.tensor, replica=config.mesh.replica)
   tokenizer = make_tokenizer(config, workdir)
   model = model_config(config, tokenizer)
-  return Run(
+  run = Run(
     config=config,
     workdir=workdir,
     mesh=mesh,
@@ -429,6 +434,9 @@ def make_run(config: Config, workdir: pathlib.Path, pools: Sequence[str] | None 
       name: read_pool(name, config) for name in (pools_used(config) if pools is None else pools)
     },
   )
+  if "srl" in run.pools:  # now, not when PAM has ended
+    run.fitting(run.pools["srl"], config.srl.max_prompt_length, "srl", quiet=True)
+  return run
 
 
 def pools_used(config: Config) -> list[str]:

@@ -13,6 +13,7 @@ import numpy as np
 
 from pasmr_jax import Config
 from pasmr_jax.data.batches import Example, SupervisedBatch, padding_share
+from pasmr_jax.data.pools import check_taught
 from pasmr_jax.data.questions import Question
 from pasmr_jax.learning.losses import Sequences
 from pasmr_jax.learning.update import Learner, Metrics, TrainState
@@ -40,15 +41,10 @@ def examples(
     ValueError: naming the question that lacks what the kind needs.
   """
   template = prompt.translation if kind == "translation" else prompt.question
+  check_taught(kind, questions)
   made = []
   for question in questions:
     asked = prompts.question_prompt(tokenizer, template, question.text)
-    needed = {"translation": ("pivot_text",), "triplets": ("pivot_text", "solution")}
-    for field in needed.get(kind, ("solution",)):
-      if getattr(question, field) is None:
-        raise ValueError(
-          f"data.{kind}: question {question.id!r} ({question.language}) has no {field}"
-        )
     if kind == "translation":
       answered = prompts.response(tokenizer, None, str(question.pivot_text))
     elif kind == "triplets":

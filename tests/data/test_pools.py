@@ -230,3 +230,28 @@ def test_english_references_are_refused_for_another_pivot(name, source):
     ValueError, match=f"data.{name}: .*: its references are English; .* pivot 'en'"
   ):
     read_pool(name, config)
+
+
+@pytest.mark.parametrize(
+  ("name", "columns", "missing"),
+  [
+    ("translation", {}, "pivot_text"),
+    ("triplets", {"pivot_text": "english"}, "solution"),
+    ("triplets", {"solution": "worked"}, "pivot_text"),
+    ("target", {"pivot_text": "english"}, "solution"),
+    ("pivot", {}, "solution"),
+  ],
+)
+def test_a_pool_has_what_it_teaches(tmp_path, name, columns, missing):
+  row = {"question": "Wie viele?", "english": "How many?", "worked": "1 + 1 = 2\n#### 2"}
+  path = tmp_path / "own.jsonl"
+  path.write_text(json.dumps(row))
+  config = _config(**{name: (f"json:{path}",)})
+  config.languages = ("de",)
+  config.data.columns.update(columns)
+  language = "en" if name == "pivot" else "de"
+  said = rf"data.{name}: question '000001' \({language}\) has no {missing}"
+  with pytest.raises(ValueError, match=said):
+    read_pool(name, config)
+  config.data.columns.update({"pivot_text": "english", "solution": "worked"})
+  assert len(read_pool(name, config)) == 1

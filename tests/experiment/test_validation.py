@@ -134,7 +134,7 @@ def test_all_problems_are_listed_at_once():
     (
       {"evaluation__max_prompt_length": 2},
       ValueError,
-      "data.development: no question has a prompt",
+      "data.development: none of 30 questions has a prompt of at most 2 tokens",
     ),
   ],
 )
@@ -142,6 +142,12 @@ def test_bad_input_is_found_when_the_run_is_made(tmp_path, changes, error, said)
   config = _config(**changes)
   with pytest.raises(error, match=said):
     Evaluator(make_run(config, tmp_path))
+
+
+def test_a_later_stage_cannot_find_its_questions_too_long(tmp_path):
+  with pytest.raises(ValueError, match=r"data.srl: none of 25 questions has a prompt of at most 2"):
+    make_run(_config(srl__max_prompt_length=2), tmp_path)
+  make_run(_config(srl__max_prompt_length=2), tmp_path, pools=("test",))
 
 
 def test_over_long_prompts_are_counted_and_left_out_never_cut(tmp_path, capsys):
