@@ -220,11 +220,9 @@ class Engine:
 
 def no_rollouts(max_new_tokens: int) -> Rollouts:
   """Of no prompts."""
-  floats = np.zeros((0, max_new_tokens), np.float32)
   return Rollouts(
     tokens=np.zeros((0, max_new_tokens), np.int32),
-    logprobs=floats,
-    drawn_logprobs=floats,
+    logprobs=np.zeros((0, max_new_tokens), np.float32),
     lengths=np.zeros(0, np.int32),
     truncated=np.zeros(0, bool),
   )

@@ -63,7 +63,7 @@ class _Row:
 
   request: int
   sample: int
-  pieces: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = dataclasses.field(default_factory=list)
+  pieces: list[tuple[np.ndarray, np.ndarray]] = dataclasses.field(default_factory=list)
   stopped: bool = False
 
   @property
@@ -110,7 +110,7 @@ class Scheduler:
     each = layout.slots // meshes.row_parts(mesh)
     self.places: list[list[_Row | None]] = [[None] * each for _ in range(devices)]
     self.slots: programs.Slots | None = None
-    self.usage = Usage(0, 0, 0, 0)
+    self.usage = Usage(0, 0)
 
   def add(self, request: Request) -> None:
     """Puts a request at the end of the queue."""
@@ -134,17 +134,15 @@ class Scheduler:
     """The samples of a request that has been served."""
     request, rows = self.requests[number], self.rows[number]
     shape = (len(rows), request.max_new_tokens)
-    tokens = np.zeros(shape, np.int32)
-    logprobs, drawn_logprobs = np.zeros(shape, np.float32), np.zeros(shape, np.float32)
+    tokens, logprobs = np.zeros(shape, np.int32), np.zeros(shape, np.float32)
     lengths = np.zeros(len(rows), np.int32)
     for place, row in enumerate(rows):
-      arrays = (tokens, logprobs, drawn_logprobs)
-      for array, pieces in zip(arrays, zip(*row.pieces, strict=True), strict=True):
+      for array, pieces in zip((tokens, logprobs), zip(*row.pieces, strict=True), strict=True):
         joined = np.concatenate(pieces)
         array[place, : joined.size] = joined
         lengths[place] = joined.size
     truncated = np.array([not row.stopped for row in rows], bool)
-    return Rollouts(tokens, logprobs, drawn_logprobs, lengths, truncated)
+    return Rollouts(tokens, logprobs, lengths, truncated)
 
   # A round, in order.
 
@@ -209,8 +207,6 @@ class Scheduler:
       for one in taken
     ]
     self.batches.append(_Batch(prompts, waiting))
-    computed = processes.global_sum(sum(map(len, taken)))
-    self.usage += Usage(0, 0, computed, self.layout.prefill_prompts)
     return True
 
   def _wanting(self) -> list[int]:
@@ -321,7 +317,7 @@ class Scheduler:
     seen = jax.tree.map(meshes.local_rows, drawn)
     total = processes.global_sum(int(seen.counts.sum()))
     slots = len(self.places[0]) * meshes.row_parts(self.mesh)
-    self.usage += Usage(total, int(steps) * slots, 0, 0)
+    self.usage += Usage(total, int(steps) * slots)
     place = 0
     for places in self.places:
       for slot, row in enumerate(places):
@@ -334,9 +330,8 @@ class Scheduler:
   def _read(self, row: _Row, seen: programs.Drawn, place: int) -> None:
     count = seen.counts[place]
     # Copies, or every row would hold on to what all rows drew.
-    arrays = (seen.tokens, seen.logprobs, seen.drawn_logprobs)
-    tokens, logprobs, drawn_logprobs = (np.array(array[place, :count]) for array in arrays)
-    row.pieces.append((tokens, logprobs, drawn_logprobs))
+    tokens, logprobs = seen.tokens[place, :count].copy(), seen.logprobs[place, :count].copy()
+    row.pieces.append((tokens, logprobs))
     row.stopped = bool(seen.stopped[place])
     if self.watch is not None and self.requests[row.request].watched:
       ended = not seen.alive[place]
