@@ -259,9 +259,36 @@ def decode(
   return _hold(slots, mesh, config), drawn, taken
 
 
-@functools.partial(jax.jit, static_argnames=("config", "mesh"))
 def gather(slots: Slots, rows: Int[Array, " N"], *, config: TransformerConfig, mesh: Mesh) -> Slots:
-  """Other slots with these rows, each counted from its device's first slot; -1 is a free slot."""
+  """Other slots with these rows, each counted from its device's first slot; -1 is a free slot.
+
+  The cache is deleted, one layer after the other: beside a whole one there is room for a layer
+  more, but seldom for half of all.
+
+  Args:
+    slots: whose cache is deleted.
+    rows: as many of each device.
+    config: the model.
+    mesh: over whose axes but `tensor` slots are split.
+  """
+  cache = slots.cache
+  moved: list[Slots] = []  # with a cache of one layer each
+  for ring, recent in zip(cache.rings, cache.recent, strict=True):
+    layer = slots.replace(cache=cache.replace(rings=(ring,), recent=(recent,)))
+    # Deleting only marks what a program still reads, so the program must have ended.
+    moved.append(jax.block_until_ready(_gather(layer, rows, config=config, mesh=mesh)))
+    for leaf in jax.tree.leaves((ring, recent)):
+      leaf.delete()
+  rings = tuple(one.cache.rings[0] for one in moved)
+  recents = tuple(one.cache.recent[0] for one in moved)
+  return moved[0].replace(cache=moved[0].cache.replace(rings=rings, recent=recents))
+
+
+@functools.partial(jax.jit, static_argnames=("config", "mesh"))
+def _gather(
+  slots: Slots, rows: Int[Array, " N"], *, config: TransformerConfig, mesh: Mesh
+) -> Slots:
+  """The same in one program, without deleting."""
 
   def on_device(slots: Slots, rows) -> Slots:
     cache = slots.cache.replace(

@@ -12,7 +12,8 @@ from pasmr_jax.learning import logprobs as scorer
 from pasmr_jax.models.config import TransformerConfig
 from pasmr_jax.models.transformer import Transformer, init_params, logits, output_table
 from pasmr_jax.parallel import rules
-from pasmr_jax.parallel.mesh import make_mesh, param_shardings
+from pasmr_jax.parallel.mesh import make_mesh, param_shardings, shard_batch
+from pasmr_jax.rollout import slots
 from pasmr_jax.rollout.engine import Engine
 from pasmr_jax.rollout.requests import Request, left_padded, stable_id
 from pasmr_jax.rollout.sampling import make_sampling
@@ -292,6 +293,27 @@ def test_rows_that_go_on_alone_move_together(engine, params):
     np.testing.assert_allclose(found.logprobs, expected.logprobs, atol=1e-5)
 
 
+def test_a_layer_that_has_moved_is_deleted_before_the_next_moves(mesh, monkeypatch):
+  """So that beside a whole cache there need be room for one layer more only."""
+  held = slots.empty(
+    config=CONFIG, mesh=mesh, rows=8, length=32, steps=2, max_stop_ids=2, dtype="float32"
+  )
+  one_after_the_other, deleted = slots._gather, []
+
+  def counted(*arguments, **keywords):
+    layers = zip(held.cache.rings, held.cache.recent, strict=True)
+    deleted.append([all(leaf.is_deleted() for leaf in jax.tree.leaves(one)) for one in layers])
+    return one_after_the_other(*arguments, **keywords)
+
+  monkeypatch.setattr(slots, "_gather", counted)
+  rows = shard_batch(np.zeros(4, np.int32), mesh)
+  moved = slots.gather(held, rows, config=CONFIG, mesh=mesh)
+  assert deleted == [[False, False], [True, False]]
+  assert all(leaf.is_deleted() for leaf in jax.tree.leaves((held.cache.rings, held.cache.recent)))
+  shapes = [leaf.shape for leaf in jax.tree.leaves(moved.cache.rings)]
+  assert shapes == [(4, 2, 8, 6), (4, 2, 6, 8), (4, 2, 8, 32), (4, 2, 32, 8)]
+
+
 def test_slots_come_back_when_a_watch_asks_for_many_rows(engine, params):
   """One response decodes in one slot a device; its 32 solutions get all slots."""
   never = make_sampling(1.0, (63,))  # beyond the valid vocabulary
@@ -371,7 +393,7 @@ def test_left_padding():
   assert left_padded([[1, 2], [3]], 3).tolist() == [[0, 1, 2], [0, 0, 3]]
 
 
-@pytest.mark.parametrize(("rows", "slots"), [(1, 4), (5, 8), (9, 16), (32, 32), (33, 32)])
-def test_few_rows_get_few_slots(engine, rows, slots):
+@pytest.mark.parametrize(("rows", "count"), [(1, 4), (5, 8), (9, 16), (32, 32), (33, 32)])
+def test_few_rows_get_few_slots(engine, rows, count):
   """At most 32, a power of two for each of the four devices that share them."""
-  assert dataclasses.replace(engine, slots=32).layout(rows, 40).slots == slots
+  assert dataclasses.replace(engine, slots=32).layout(rows, 40).slots == count
