@@ -73,11 +73,16 @@ class _Row:
 
 @dataclasses.dataclass
 class _Waiting:
-  """A computed prompt of which samples are still to begin."""
+  """Samples of a request that are still to begin, all of them on one device."""
 
   request: int
-  source: int  # its place among its device's prompts
-  sample: int = 0  # the next
+  sample: int  # the next
+  end: int  # the first that is not among them
+  source: int = -1  # the place of its prompt, once that is computed, among its device's
+
+  @property
+  def left(self) -> int:
+    return self.end - self.sample
 
 
 @dataclasses.dataclass
@@ -104,7 +109,7 @@ class Scheduler:
     self.valid_vocab, self.layout, self.watch = valid_vocab, layout, watch
     self.requests: list[Request] = []
     self.rows: list[list[_Row]] = []  # of each request
-    self.queue: collections.deque[int] = collections.deque()
+    self.queue: collections.deque[_Waiting] = collections.deque()
     self.batches: list[_Batch] = []
     devices = meshes.row_parts(mesh) // processes.process_count()
     each = layout.slots // meshes.row_parts(mesh)
@@ -115,12 +120,13 @@ class Scheduler:
   def add(self, request: Request) -> None:
     """Puts a request at the end of the queue."""
     if request.samples:
-      self.queue.append(len(self.requests))
+      self.queue.append(_Waiting(len(self.requests), 0, request.samples))
     self.requests.append(request)
     self.rows.append([_Row(len(self.rows), sample) for sample in range(request.samples)])
 
   def run(self) -> None:
     """Serves what was added, and what the watch adds meanwhile."""
+    self._share()
     while True:
       self._resize()
       while self._prefill():
@@ -144,6 +150,15 @@ class Scheduler:
     truncated = np.array([not row.stopped for row in rows], bool)
     return Rollouts(tokens, logprobs, lengths, truncated)
 
+  def _share(self) -> None:
+    """Splits samples of a prompt among devices that would have none; each computes the prompt."""
+    share = -(-sum(one.left for one in self.queue) // len(self.places))
+    self.queue = collections.deque(
+      _Waiting(one.request, begin, min(begin + share, one.end))
+      for one in self.queue
+      for begin in range(one.sample, one.end, share)
+    )
+
   # A round, in order.
 
   def _resize(self) -> None:
@@ -153,9 +168,9 @@ class Scheduler:
     now only if rows fill them all. One halving or doubling after the other: there is a program for
     each, not for each pair of sizes, of which the last would be compiled hours after the start.
     """
-    queued = sum(self.requests[number].samples for number in self.queue)
+    queued = sum(one.left for one in self.queue)
     busy = [sum(row is not None for row in places) for places in self.places]
-    waiting = [sum(map(self._left, self._waiting(device))) for device in range(len(self.places))]
+    waiting = [self._waiting(device) for device in range(len(self.places))]
     rows = max(map(sum, zip(busy, waiting, strict=True))) + -(-queued // len(self.places))
     (rows,) = processes.global_maxima([rows])  # of the device that has most
     now = len(self.places[0])
@@ -187,41 +202,36 @@ class Scheduler:
     As many as there are: those that find no free slot yet wait for one, computed.
     """
     each = self.layout.prefill_prompts // meshes.row_parts(self.mesh)
-    taken: list[list[int]] = [[] for _ in self.places]
+    taken: list[list[_Waiting]] = [[] for _ in self.places]
     wanting = self._wanting()
     queue = list(self.queue)
     for place in range(each):
       for device in np.argsort([-want for want in wanting], kind="stable"):
         if queue and len(taken[device]) == place:
           taken[device].append(queue[0])
-          wanting[device] -= self.requests[queue.pop(0)].samples
-    longest = max((len(self.requests[n].prompt) for one in taken for n in one), default=0)
+          wanting[device] -= queue.pop(0).left
+    asked = [[self.requests[waiting.request] for waiting in one] for one in taken]
+    longest = max((len(request.prompt) for one in asked for request in one), default=0)
     wants, longest = processes.global_maxima([self._wants_prompts(), longest])
     if not wants:
       return False
     self.queue = collections.deque(queue)
     bucket = self.layout.prompt_bucket
-    prompts = self._compute([n for one in taken for n in self._filled(one, each)], longest, bucket)
-    waiting = [
-      collections.deque(_Waiting(number, place) for place, number in enumerate(one))
-      for one in taken
-    ]
-    self.batches.append(_Batch(prompts, waiting))
+    filled = [one + [NOTHING] * (each - len(one)) for one in asked]
+    prompts = self._compute([request for one in filled for request in one], longest, bucket)
+    for one in taken:
+      for place, waiting in enumerate(one):
+        waiting.source = place
+    self.batches.append(_Batch(prompts, [collections.deque(one) for one in taken]))
     return True
 
   def _wanting(self) -> list[int]:
     """Free slots of each device beyond the rows that wait for them."""
-    return [
-      places.count(None) - sum(map(self._left, self._waiting(device)))
-      for device, places in enumerate(self.places)
-    ]
+    return [places.count(None) - self._waiting(device) for device, places in enumerate(self.places)]
 
-  def _waiting(self, device: int) -> list[_Waiting]:
-    """Computed prompts of which samples are still to begin there."""
-    return [one for batch in self.batches for one in batch.waiting[device]]
-
-  def _left(self, waiting: _Waiting) -> int:
-    return self.requests[waiting.request].samples - waiting.sample
+  def _waiting(self, device: int) -> int:
+    """Samples of computed prompts that are still to begin there."""
+    return sum(one.left for batch in self.batches for one in batch.waiting[device])
 
   def _wants_prompts(self) -> bool:
     """A batch is worth computing when it would be full, or too much stands empty meanwhile."""
@@ -232,12 +242,8 @@ class Scheduler:
     )
     return bool(self.queue and empty and (full or 4 * empty >= places or not self._alive()))
 
-  def _filled(self, numbers: Sequence[int], size: int) -> list[int | None]:
-    return [*numbers, *[None] * (size - len(numbers))]
-
-  def _compute(self, numbers: Sequence[int | None], longest: int, bucket: int) -> programs.Prompts:
-    """Prompts of requests of this process, None for padding, at their devices."""
-    requests = [NOTHING if number is None else self.requests[number] for number in numbers]
+  def _compute(self, requests: Sequence[Request], longest: int, bucket: int) -> programs.Prompts:
+    """Prompts of requests of this process at their devices."""
     own = [request.prompt for request in requests]
     arrays = (
       left_padded(own, -(-longest // bucket) * bucket),
@@ -272,7 +278,7 @@ class Scheduler:
           places[slot] = self.rows[first.request][first.sample]
           rows.append((slot, first.source, first.sample))
           first.sample += 1
-          if not self._left(first):
+          if not first.left:
             waiting.popleft()
       assigned.append(rows)
     return assigned

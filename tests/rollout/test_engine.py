@@ -336,6 +336,16 @@ def test_slots_come_back_when_a_watch_asks_for_many_rows(engine, params):
     np.testing.assert_allclose(found.logprobs, expected.logprobs, atol=1e-5)
 
 
+def test_a_prompt_of_many_samples_is_sampled_on_all_devices(engine, params):
+  never = make_sampling(1.0, (63,))  # beyond the valid vocabulary
+  served = _serve(engine, params, [_request(PROMPTS[1], "b", samples=32, sampling=never)])
+  assert served.usage.slot_steps == served.usage.tokens == 32 * 24
+  key = jax.random.fold_in(jax.random.key(0), stable_id("b"))
+  for sample in (0, 9, 31):
+    tokens, _ = _simply(params, PROMPTS[1], jax.random.fold_in(key, sample), never)
+    assert served.rollouts[0].tokens[sample, : len(tokens)].tolist() == tokens
+
+
 def test_one_device_equals_eight(params, rollouts):
   one = jax.sharding.Mesh(
     np.array(jax.devices()[:1]).reshape(1, 1),
