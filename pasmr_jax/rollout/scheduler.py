@@ -131,10 +131,11 @@ class Scheduler:
       self._resize()
       while self._prefill():
         pass
-      self._begin()
-      if not any(processes.global_maxima([self._alive()])):
-        return
+      if not self._begin():
+        break
       self._decode()
+    tokens = processes.global_sum(self.usage.tokens)  # steps are those of all already
+    self.usage = dataclasses.replace(self.usage, tokens=tokens)
 
   def rollouts(self, number: int) -> Rollouts:
     """The samples of a request that has been served."""
@@ -257,15 +258,18 @@ class Scheduler:
       self.params, *meshes.shard_batch(arrays, self.mesh), config=self.config, mesh=self.mesh
     )
 
-  def _begin(self) -> None:
-    """Lets waiting rows take free slots, those of the oldest batch first."""
+  def _begin(self) -> bool:
+    """Lets waiting rows take free slots, the oldest batch's first; whether any row decodes then."""
     assigned = [self._assign(batch) for batch in self.batches]
-    began = processes.global_maxima([sum(map(len, one)) for one in assigned])
+    began = [sum(map(len, one)) for one in assigned]
+    left = [sum(map(len, batch.waiting)) for batch in self.batches]
+    *known, alive = processes.global_maxima([*began, *left, self._alive()])
+    began, left = known[: len(assigned)], known[len(assigned) :]
     for batch, rows, any_began in zip(self.batches, assigned, began, strict=True):
       if any_began:
         self._place(batch, rows)
-    left = processes.global_maxima([sum(map(len, batch.waiting)) for batch in self.batches])
     self.batches = [batch for batch, some in zip(self.batches, left, strict=True) if some]
+    return bool(alive)
 
   def _assign(self, batch: _Batch) -> list[list[tuple[int, int, int]]]:
     """(slot, prompt, sample) of the rows that begin on each device."""
@@ -321,9 +325,8 @@ class Scheduler:
     for leaf in jax.tree.leaves(drawn):
       leaf.copy_to_host_async()
     seen = jax.tree.map(meshes.local_rows, drawn)
-    total = processes.global_sum(int(seen.counts.sum()))
     slots = len(self.places[0]) * meshes.row_parts(self.mesh)
-    self.usage += Usage(total, int(steps) * slots)
+    self.usage += Usage(int(seen.counts.sum()), int(steps) * slots)
     place = 0
     for places in self.places:
       for slot, row in enumerate(places):

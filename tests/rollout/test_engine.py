@@ -1,5 +1,6 @@
 """The sampling loop against the scorer, and what must not change a sample."""
 
+import collections
 import dataclasses
 import functools
 
@@ -11,7 +12,7 @@ import pytest
 from pasmr_jax.learning import logprobs as scorer
 from pasmr_jax.models.config import TransformerConfig
 from pasmr_jax.models.transformer import Transformer, init_params, logits, output_table
-from pasmr_jax.parallel import rules
+from pasmr_jax.parallel import processes, rules
 from pasmr_jax.parallel.mesh import make_mesh, param_shardings, shard_batch
 from pasmr_jax.rollout import slots
 from pasmr_jax.rollout.engine import Engine
@@ -344,6 +345,30 @@ def test_a_prompt_of_many_samples_is_sampled_on_all_devices(engine, params):
   for sample in (0, 9, 31):
     tokens, _ = _simply(params, PROMPTS[1], jax.random.fold_in(key, sample), never)
     assert served.rollouts[0].tokens[sample, : len(tokens)].tolist() == tokens
+
+
+def test_processes_speak_three_times_a_call_of_the_decoder(engine, params, monkeypatch):
+  """And once more for each batch of prompts, and for the rows before and the tokens after all."""
+  calls = collections.Counter()
+
+  def count(module, name):
+    function = getattr(module, name)
+
+    def counted(*arguments, **keywords):
+      calls[name] += 1
+      return function(*arguments, **keywords)
+
+    monkeypatch.setattr(module, name, counted)
+
+  count(processes, "global_maxima")
+  count(processes, "global_sum")
+  count(slots, "decode")
+  count(slots, "prefill")
+  few = dataclasses.replace(engine, slots=4, refill_steps=2)
+  _serve(few, params, [_request(prompt, "a") for prompt in PROMPTS])
+  assert calls["decode"] > 2 * calls["prefill"] > 0
+  assert calls["global_maxima"] == 3 * (calls["decode"] + 1) + calls["prefill"]
+  assert calls["global_sum"] == 2
 
 
 def test_one_device_equals_eight(params, rollouts):
