@@ -167,7 +167,8 @@ class Scheduler:
 
     All of them, a half, a quarter or an eighth: so many that no row waits, and more than there are
     now only if rows fill them all. One halving or doubling after the other: there is a program for
-    each, not for each pair of sizes, of which the last would be compiled hours after the start.
+    each, not for each pair of sizes. What a size needs is compiled when it is first needed, which
+    may be hours after the start; to compile it beforehand would compile what most runs never need.
     """
     queued = sum(one.left for one in self.queue)
     busy = [sum(row is not None for row in places) for places in self.places]
