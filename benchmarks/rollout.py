@@ -155,7 +155,7 @@ class Workload:
     """Batches of as many rows as there are slots, one after the other."""
     first = self.responses(watched=False)
     second = [self.solutions(question, sample) for question in range(16) for sample in range(8)]
-    usage, rollouts = Usage(0, 0, 0, 0), []
+    usage, rollouts = Usage(0, 0), []
     for requests in (first, second):
       together = SLOTS // requests[0].samples
       for begin in range(0, len(requests), together):

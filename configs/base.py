@@ -229,7 +229,7 @@ def reward() -> ConfigDict:
 def rollout() -> ConfigDict:
   config = ConfigDict()
   config.prompt_bucket = 32  # prompts are padded to a multiple of this
-  config.slots = 256  # rows decoded together: responses and pivot solutions; 0 is all
+  config.slots = 256  # rows decoded together, pivot solutions too; 0: as many as responses
   config.prefill_prompts = 16  # prompts computed together
   config.refill_steps = 8  # tokens drawn between looks at which slots are free
   config.cache_dtype = ""  # of keys and values: float32 | bfloat16 | int8; empty is model.dtype

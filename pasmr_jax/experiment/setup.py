@@ -420,6 +420,8 @@ def make_run(config: Config, workdir: pathlib.Path, pools: Sequence[str] | None 
   `pools` are the pools to read, if not all that the configuration's stages use.
   """
   workdir.mkdir(parents=True, exist_ok=True)
+  # Whatever JAX_DEFAULT_PRNG_IMPL says: with rbg a row's noise would depend on its neighbours.
+  jax.config.update("jax_default_prng_impl", "threefry2x32")
   mesh = make_mesh(config.mesh.fsdp, config.mesh.tensor, replica=config.mesh.replica)
   tokenizer = make_tokenizer(config, workdir)
   model = model_config(config, tokenizer)

@@ -60,7 +60,7 @@ class Engine:
   mesh: jax.sharding.Mesh
   valid_vocab: int
   prompt_bucket: int  # prompts are padded to a multiple of this many tokens
-  slots: int = 0  # rows decoded together; 0 is all
+  slots: int = 0  # rows decoded together; 0: as many as the requests that are not a watch's
   prefill_prompts: int = 8  # prompts computed together
   refill_steps: int = 8  # tokens between looks at which slots are free
   cache_dtype: str = ""  # of keys and values; empty is the compute dtype
@@ -220,11 +220,9 @@ class Engine:
 
 def no_rollouts(max_new_tokens: int) -> Rollouts:
   """Of no prompts."""
-  floats = np.zeros((0, max_new_tokens), np.float32)
   return Rollouts(
     tokens=np.zeros((0, max_new_tokens), np.int32),
-    logprobs=floats,
-    drawn_logprobs=floats,
+    logprobs=np.zeros((0, max_new_tokens), np.float32),
     lengths=np.zeros(0, np.int32),
     truncated=np.zeros(0, bool),
   )

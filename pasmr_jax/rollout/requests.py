@@ -39,7 +39,6 @@ class Rollouts(flax.struct.PyTreeNode):
 
   tokens: Int[AnyArray, "R T"]  # 0 after a row's end
   logprobs: Float[AnyArray, "R T"]  # of softmax(logits / temperature): the policy
-  drawn_logprobs: Float[AnyArray, "R T"]  # of the truncated distribution drawn from
   lengths: Int[AnyArray, " R"]  # tokens drawn, the stop id included
   truncated: Bool[AnyArray, " R"]  # no stop id within the limit
 
@@ -50,12 +49,9 @@ class Usage:
 
   tokens: int  # drawn
   slot_steps: int  # steps taken times slots decoding
-  prompts: int  # computed
-  prompt_places: int  # in the batches they were computed in
 
   def __add__(self, other: "Usage") -> "Usage":
-    pairs = zip(dataclasses.astuple(self), dataclasses.astuple(other), strict=True)
-    return Usage(*(mine + theirs for mine, theirs in pairs))
+    return Usage(self.tokens + other.tokens, self.slot_steps + other.slot_steps)
 
 
 def stable_id(name: str) -> int:

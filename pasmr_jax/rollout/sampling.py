@@ -86,7 +86,7 @@ def is_stop(tokens: Int[Array, " R"], sampling: Sampling) -> Bool[Array, " R"]:
 
 def sample(
   logits: Float[Array, "R V"], keys: Key[Array, " R"], sampling: Sampling
-) -> tuple[Int[Array, " R"], Float[Array, " R"], Float[Array, " R"]]:
+) -> tuple[Int[Array, " R"], Float[Array, " R"]]:
   """Draws one token a row.
 
   Args:
@@ -95,9 +95,8 @@ def sample(
     sampling: the settings.
 
   Returns:
-    The tokens; their log-probability under `softmax(logits / temperature)` (temperature 1 when
-    greedy), which is the policy that learning scores; and their log-probability under the truncated
-    distribution they were drawn from (0 when greedy).
+    The tokens, and their log-probability under `softmax(logits / temperature)` (temperature 1 when
+    greedy), which is the policy that learning scores, whatever truncation left of it.
   """
   sampling = sampling.for_rows(logits.shape[0])
   greedy = sampling.temperature == 0
@@ -121,9 +120,7 @@ def sample(
   tokens = jnp.where(greedy, _likeliest(blocks, block_tops), drawn)
 
   chosen = (jnp.take_along_axis(logits, tokens[:, None], axis=1)[:, 0] - top) / temperature
-  logprobs = chosen - jnp.log(total)
-  drawn_logprobs = jnp.where(greedy, 0.0, chosen - jnp.log(sums.sum(0)))
-  return tokens, logprobs, drawn_logprobs
+  return tokens, chosen - jnp.log(total)
 
 
 def block_size(vocabulary: int) -> int:

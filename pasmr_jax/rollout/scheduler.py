@@ -38,7 +38,7 @@ _SMALLEST_SHARE = 8  # slots are never fewer than an eighth of those there may b
 NOTHING = Request(
   prompt=(),
   name="",
-  key_data=np.zeros(2, np.uint32),
+  key_data=np.zeros(2, np.uint32),  # as wide as threefry's keys
   samples=0,
   max_new_tokens=0,
   sampling=make_sampling(0.0, (0,)),
@@ -63,7 +63,7 @@ class _Row:
 
   request: int
   sample: int
-  pieces: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = dataclasses.field(default_factory=list)
+  pieces: list[tuple[np.ndarray, np.ndarray]] = dataclasses.field(default_factory=list)
   stopped: bool = False
 
   @property
@@ -73,11 +73,16 @@ class _Row:
 
 @dataclasses.dataclass
 class _Waiting:
-  """A computed prompt of which samples are still to begin."""
+  """Samples of a request that are still to begin, all of them on one device."""
 
   request: int
-  source: int  # its place among its device's prompts
-  sample: int = 0  # the next
+  sample: int  # the next
+  end: int  # the first that is not among them
+  source: int = -1  # the place of its prompt, once that is computed, among its device's
+
+  @property
+  def left(self) -> int:
+    return self.end - self.sample
 
 
 @dataclasses.dataclass
@@ -104,47 +109,56 @@ class Scheduler:
     self.valid_vocab, self.layout, self.watch = valid_vocab, layout, watch
     self.requests: list[Request] = []
     self.rows: list[list[_Row]] = []  # of each request
-    self.queue: collections.deque[int] = collections.deque()
+    self.queue: collections.deque[_Waiting] = collections.deque()
     self.batches: list[_Batch] = []
     devices = meshes.row_parts(mesh) // processes.process_count()
     each = layout.slots // meshes.row_parts(mesh)
     self.places: list[list[_Row | None]] = [[None] * each for _ in range(devices)]
     self.slots: programs.Slots | None = None
-    self.usage = Usage(0, 0, 0, 0)
+    self.usage = Usage(0, 0)
 
   def add(self, request: Request) -> None:
     """Puts a request at the end of the queue."""
     if request.samples:
-      self.queue.append(len(self.requests))
+      self.queue.append(_Waiting(len(self.requests), 0, request.samples))
     self.requests.append(request)
     self.rows.append([_Row(len(self.rows), sample) for sample in range(request.samples)])
 
   def run(self) -> None:
     """Serves what was added, and what the watch adds meanwhile."""
+    self._share()
     while True:
       self._resize()
       while self._prefill():
         pass
-      self._begin()
-      if not any(processes.global_maxima([self._alive()])):
-        return
+      if not self._begin():
+        break
       self._decode()
+    tokens = processes.global_sum(self.usage.tokens)  # steps are those of all already
+    self.usage = dataclasses.replace(self.usage, tokens=tokens)
 
   def rollouts(self, number: int) -> Rollouts:
     """The samples of a request that has been served."""
     request, rows = self.requests[number], self.rows[number]
     shape = (len(rows), request.max_new_tokens)
-    tokens = np.zeros(shape, np.int32)
-    logprobs, drawn_logprobs = np.zeros(shape, np.float32), np.zeros(shape, np.float32)
+    tokens, logprobs = np.zeros(shape, np.int32), np.zeros(shape, np.float32)
     lengths = np.zeros(len(rows), np.int32)
     for place, row in enumerate(rows):
-      arrays = (tokens, logprobs, drawn_logprobs)
-      for array, pieces in zip(arrays, zip(*row.pieces, strict=True), strict=True):
+      for array, pieces in zip((tokens, logprobs), zip(*row.pieces, strict=True), strict=True):
         joined = np.concatenate(pieces)
         array[place, : joined.size] = joined
         lengths[place] = joined.size
     truncated = np.array([not row.stopped for row in rows], bool)
-    return Rollouts(tokens, logprobs, drawn_logprobs, lengths, truncated)
+    return Rollouts(tokens, logprobs, lengths, truncated)
+
+  def _share(self) -> None:
+    """Splits samples of a prompt among devices that would have none; each computes the prompt."""
+    share = -(-sum(one.left for one in self.queue) // len(self.places))
+    self.queue = collections.deque(
+      _Waiting(one.request, begin, min(begin + share, one.end))
+      for one in self.queue
+      for begin in range(one.sample, one.end, share)
+    )
 
   # A round, in order.
 
@@ -153,11 +167,12 @@ class Scheduler:
 
     All of them, a half, a quarter or an eighth: so many that no row waits, and more than there are
     now only if rows fill them all. One halving or doubling after the other: there is a program for
-    each, not for each pair of sizes, of which the last would be compiled hours after the start.
+    each, not for each pair of sizes. What a size needs is compiled when it is first needed, which
+    may be hours after the start; to compile it beforehand would compile what most runs never need.
     """
-    queued = sum(self.requests[number].samples for number in self.queue)
+    queued = sum(one.left for one in self.queue)
     busy = [sum(row is not None for row in places) for places in self.places]
-    waiting = [sum(map(self._left, self._waiting(device))) for device in range(len(self.places))]
+    waiting = [self._waiting(device) for device in range(len(self.places))]
     rows = max(map(sum, zip(busy, waiting, strict=True))) + -(-queued // len(self.places))
     (rows,) = processes.global_maxima([rows])  # of the device that has most
     now = len(self.places[0])
@@ -189,43 +204,36 @@ class Scheduler:
     As many as there are: those that find no free slot yet wait for one, computed.
     """
     each = self.layout.prefill_prompts // meshes.row_parts(self.mesh)
-    taken: list[list[int]] = [[] for _ in self.places]
+    taken: list[list[_Waiting]] = [[] for _ in self.places]
     wanting = self._wanting()
     queue = list(self.queue)
     for place in range(each):
       for device in np.argsort([-want for want in wanting], kind="stable"):
         if queue and len(taken[device]) == place:
           taken[device].append(queue[0])
-          wanting[device] -= self.requests[queue.pop(0)].samples
-    longest = max((len(self.requests[n].prompt) for one in taken for n in one), default=0)
+          wanting[device] -= queue.pop(0).left
+    asked = [[self.requests[waiting.request] for waiting in one] for one in taken]
+    longest = max((len(request.prompt) for one in asked for request in one), default=0)
     wants, longest = processes.global_maxima([self._wants_prompts(), longest])
     if not wants:
       return False
     self.queue = collections.deque(queue)
     bucket = self.layout.prompt_bucket
-    prompts = self._compute([n for one in taken for n in self._filled(one, each)], longest, bucket)
-    waiting = [
-      collections.deque(_Waiting(number, place) for place, number in enumerate(one))
-      for one in taken
-    ]
-    self.batches.append(_Batch(prompts, waiting))
-    computed = processes.global_sum(sum(map(len, taken)))
-    self.usage += Usage(0, 0, computed, self.layout.prefill_prompts)
+    filled = [one + [NOTHING] * (each - len(one)) for one in asked]
+    prompts = self._compute([request for one in filled for request in one], longest, bucket)
+    for one in taken:
+      for place, waiting in enumerate(one):
+        waiting.source = place
+    self.batches.append(_Batch(prompts, [collections.deque(one) for one in taken]))
     return True
 
   def _wanting(self) -> list[int]:
     """Free slots of each device beyond the rows that wait for them."""
-    return [
-      places.count(None) - sum(map(self._left, self._waiting(device)))
-      for device, places in enumerate(self.places)
-    ]
+    return [places.count(None) - self._waiting(device) for device, places in enumerate(self.places)]
 
-  def _waiting(self, device: int) -> list[_Waiting]:
-    """Computed prompts of which samples are still to begin there."""
-    return [one for batch in self.batches for one in batch.waiting[device]]
-
-  def _left(self, waiting: _Waiting) -> int:
-    return self.requests[waiting.request].samples - waiting.sample
+  def _waiting(self, device: int) -> int:
+    """Samples of computed prompts that are still to begin there."""
+    return sum(one.left for batch in self.batches for one in batch.waiting[device])
 
   def _wants_prompts(self) -> bool:
     """A batch is worth computing when it would be full, or too much stands empty meanwhile."""
@@ -236,12 +244,8 @@ class Scheduler:
     )
     return bool(self.queue and empty and (full or 4 * empty >= places or not self._alive()))
 
-  def _filled(self, numbers: Sequence[int], size: int) -> list[int | None]:
-    return [*numbers, *[None] * (size - len(numbers))]
-
-  def _compute(self, numbers: Sequence[int | None], longest: int, bucket: int) -> programs.Prompts:
-    """Prompts of requests of this process, None for padding, at their devices."""
-    requests = [NOTHING if number is None else self.requests[number] for number in numbers]
+  def _compute(self, requests: Sequence[Request], longest: int, bucket: int) -> programs.Prompts:
+    """Prompts of requests of this process at their devices."""
     own = [request.prompt for request in requests]
     arrays = (
       left_padded(own, -(-longest // bucket) * bucket),
@@ -255,15 +259,18 @@ class Scheduler:
       self.params, *meshes.shard_batch(arrays, self.mesh), config=self.config, mesh=self.mesh
     )
 
-  def _begin(self) -> None:
-    """Lets waiting rows take free slots, those of the oldest batch first."""
+  def _begin(self) -> bool:
+    """Lets waiting rows take free slots, the oldest batch's first; whether any row decodes then."""
     assigned = [self._assign(batch) for batch in self.batches]
-    began = processes.global_maxima([sum(map(len, one)) for one in assigned])
+    began = [sum(map(len, one)) for one in assigned]
+    left = [sum(map(len, batch.waiting)) for batch in self.batches]
+    *known, alive = processes.global_maxima([*began, *left, self._alive()])
+    began, left = known[: len(assigned)], known[len(assigned) :]
     for batch, rows, any_began in zip(self.batches, assigned, began, strict=True):
       if any_began:
         self._place(batch, rows)
-    left = processes.global_maxima([sum(map(len, batch.waiting)) for batch in self.batches])
     self.batches = [batch for batch, some in zip(self.batches, left, strict=True) if some]
+    return bool(alive)
 
   def _assign(self, batch: _Batch) -> list[list[tuple[int, int, int]]]:
     """(slot, prompt, sample) of the rows that begin on each device."""
@@ -276,7 +283,7 @@ class Scheduler:
           places[slot] = self.rows[first.request][first.sample]
           rows.append((slot, first.source, first.sample))
           first.sample += 1
-          if not self._left(first):
+          if not first.left:
             waiting.popleft()
       assigned.append(rows)
     return assigned
@@ -319,9 +326,8 @@ class Scheduler:
     for leaf in jax.tree.leaves(drawn):
       leaf.copy_to_host_async()
     seen = jax.tree.map(meshes.local_rows, drawn)
-    total = processes.global_sum(int(seen.counts.sum()))
     slots = len(self.places[0]) * meshes.row_parts(self.mesh)
-    self.usage += Usage(total, int(steps) * slots, 0, 0)
+    self.usage += Usage(int(seen.counts.sum()), int(steps) * slots)
     place = 0
     for places in self.places:
       for slot, row in enumerate(places):
@@ -334,9 +340,8 @@ class Scheduler:
   def _read(self, row: _Row, seen: programs.Drawn, place: int) -> None:
     count = seen.counts[place]
     # Copies, or every row would hold on to what all rows drew.
-    arrays = (seen.tokens, seen.logprobs, seen.drawn_logprobs)
-    tokens, logprobs, drawn_logprobs = (np.array(array[place, :count]) for array in arrays)
-    row.pieces.append((tokens, logprobs, drawn_logprobs))
+    tokens, logprobs = seen.tokens[place, :count].copy(), seen.logprobs[place, :count].copy()
+    row.pieces.append((tokens, logprobs))
     row.stopped = bool(seen.stopped[place])
     if self.watch is not None and self.requests[row.request].watched:
       ended = not seen.alive[place]

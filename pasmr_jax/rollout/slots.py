@@ -2,7 +2,7 @@
 
 Four programs work on them. `prefill` computes prompts once, `begin` lets samples of those prompts
 take free slots, `decode` draws a few tokens for every slot in a jitted `while_loop`, and `gather`
-moves the rows that go on into fewer slots, or more. `engine.py` decides when.
+moves the rows that go on into fewer slots, or more. `scheduler.py` decides when.
 
 B slots, F prompts prefilled together, P their padded length, N rows that begin, T steps of one call
 of `decode`, V vocabulary. Rows are split over the mesh by their leading axis, and so are prompts: a
@@ -54,7 +54,6 @@ class Drawn(flax.struct.PyTreeNode):
 
   tokens: Int[drawing.AnyArray, "B T"]
   logprobs: Float[drawing.AnyArray, "B T"]  # of softmax(logits / temperature): the policy
-  drawn_logprobs: Float[drawing.AnyArray, "B T"]  # of the truncated distribution drawn from
   counts: Int[drawing.AnyArray, " B"]  # tokens of this call
   alive: Bool[drawing.AnyArray, " B"]  # afterwards
   stopped: Bool[drawing.AnyArray, " B"]  # ended by a stop id in this call
@@ -223,7 +222,7 @@ def decode(
     slots, drawn, taken = state
     keys = jax.vmap(jax.random.fold_in)(slots.keys, slots.drawn)
     logits = transformer.logits(slots.hidden, table, config, valid_vocab)
-    tokens, logprobs, drawn_logprobs = drawing.sample(logits, keys, slots.sampling)
+    tokens, logprobs = drawing.sample(logits, keys, slots.sampling)
     alive = slots.alive
     stopped = alive & drawing.is_stop(tokens, slots.sampling)
     written = slots.drawn + alive
@@ -236,7 +235,6 @@ def decode(
     drawn = Drawn(
       tokens=put(drawn.tokens, tokens),
       logprobs=put(drawn.logprobs, logprobs),
-      drawn_logprobs=put(drawn.drawn_logprobs, drawn_logprobs),
       counts=drawn.counts + alive,
       alive=still,
       stopped=drawn.stopped | stopped,
@@ -248,11 +246,9 @@ def decode(
     slots = slots.replace(cache=cache, hidden=hidden, drawn=written, alive=still)
     return slots, drawn, taken + 1
 
-  floats = jnp.zeros((rows, steps), jnp.float32)
   nothing = Drawn(
     tokens=jnp.zeros((rows, steps), jnp.int32),
-    logprobs=floats,
-    drawn_logprobs=floats,
+    logprobs=jnp.zeros((rows, steps), jnp.float32),
     counts=jnp.zeros(rows, jnp.int32),
     alive=slots.alive,
     stopped=jnp.zeros(rows, bool),
@@ -263,9 +259,36 @@ def decode(
   return _hold(slots, mesh, config), drawn, taken
 
 
-@functools.partial(jax.jit, static_argnames=("config", "mesh"))
 def gather(slots: Slots, rows: Int[Array, " N"], *, config: TransformerConfig, mesh: Mesh) -> Slots:
-  """Other slots with these rows, each counted from its device's first slot; -1 is a free slot."""
+  """Other slots with these rows, each counted from its device's first slot; -1 is a free slot.
+
+  The cache is deleted, one layer after the other: beside a whole one there is room for a layer
+  more, but seldom for half of all.
+
+  Args:
+    slots: whose cache is deleted.
+    rows: as many of each device.
+    config: the model.
+    mesh: over whose axes but `tensor` slots are split.
+  """
+  cache = slots.cache
+  moved: list[Slots] = []  # with a cache of one layer each
+  for ring, recent in zip(cache.rings, cache.recent, strict=True):
+    layer = slots.replace(cache=cache.replace(rings=(ring,), recent=(recent,)))
+    # Deleting only marks what a program still reads, so the program must have ended.
+    moved.append(jax.block_until_ready(_gather(layer, rows, config=config, mesh=mesh)))
+    for leaf in jax.tree.leaves((ring, recent)):
+      leaf.delete()
+  rings = tuple(one.cache.rings[0] for one in moved)
+  recents = tuple(one.cache.recent[0] for one in moved)
+  return moved[0].replace(cache=moved[0].cache.replace(rings=rings, recent=recents))
+
+
+@functools.partial(jax.jit, static_argnames=("config", "mesh"))
+def _gather(
+  slots: Slots, rows: Int[Array, " N"], *, config: TransformerConfig, mesh: Mesh
+) -> Slots:
+  """The same in one program, without deleting."""
 
   def on_device(slots: Slots, rows) -> Slots:
     cache = slots.cache.replace(

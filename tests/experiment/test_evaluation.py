@@ -67,7 +67,6 @@ class ScriptedEngine:
     return Rollouts(
       tokens=tokens,
       logprobs=np.zeros(tokens.shape, np.float32),
-      drawn_logprobs=np.zeros(tokens.shape, np.float32),
       lengths=np.array([min(len(ids), max_new_tokens) for ids in rows], np.int32),
       truncated=np.array([len(ids) > max_new_tokens for ids in rows], bool),
     )

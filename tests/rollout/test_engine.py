@@ -1,5 +1,6 @@
 """The sampling loop against the scorer, and what must not change a sample."""
 
+import collections
 import dataclasses
 import functools
 
@@ -11,8 +12,9 @@ import pytest
 from pasmr_jax.learning import logprobs as scorer
 from pasmr_jax.models.config import TransformerConfig
 from pasmr_jax.models.transformer import Transformer, init_params, logits, output_table
-from pasmr_jax.parallel import rules
-from pasmr_jax.parallel.mesh import make_mesh, param_shardings
+from pasmr_jax.parallel import processes, rules
+from pasmr_jax.parallel.mesh import make_mesh, param_shardings, shard_batch
+from pasmr_jax.rollout import slots
 from pasmr_jax.rollout.engine import Engine
 from pasmr_jax.rollout.requests import Request, left_padded, stable_id
 from pasmr_jax.rollout.sampling import make_sampling
@@ -196,7 +198,7 @@ def _simply(params, prompt, key, sampling):
     ids = np.zeros(32, np.int32)
     ids[: len(prompt) + len(tokens)] = prompt + tokens
     drawn = jax.random.fold_in(key, len(tokens))
-    token, logprob, _ = _next(params, ids, len(prompt) + len(tokens), drawn, sampling)
+    token, logprob = _next(params, ids, len(prompt) + len(tokens), drawn, sampling)
     tokens.append(int(token))
     logprobs.append(float(logprob))
   return tokens, logprobs
@@ -238,7 +240,6 @@ def test_requests_of_different_limits_and_settings_share_slots(engine, params, r
   drawn = sum(int(found.lengths.sum()) for found in served.rollouts)
   assert served.usage.tokens == drawn
   assert drawn <= served.usage.slot_steps <= 4 * drawn
-  assert served.usage.prompts == 3
 
 
 def test_what_a_watch_asks_for_is_served_beside_the_rest(engine, params):
@@ -293,6 +294,27 @@ def test_rows_that_go_on_alone_move_together(engine, params):
     np.testing.assert_allclose(found.logprobs, expected.logprobs, atol=1e-5)
 
 
+def test_a_layer_that_has_moved_is_deleted_before_the_next_moves(mesh, monkeypatch):
+  """So that beside a whole cache there need be room for one layer more only."""
+  held = slots.empty(
+    config=CONFIG, mesh=mesh, rows=8, length=32, steps=2, max_stop_ids=2, dtype="float32"
+  )
+  one_after_the_other, deleted = slots._gather, []
+
+  def counted(*arguments, **keywords):
+    layers = zip(held.cache.rings, held.cache.recent, strict=True)
+    deleted.append([all(leaf.is_deleted() for leaf in jax.tree.leaves(one)) for one in layers])
+    return one_after_the_other(*arguments, **keywords)
+
+  monkeypatch.setattr(slots, "_gather", counted)
+  rows = shard_batch(np.zeros(4, np.int32), mesh)
+  moved = slots.gather(held, rows, config=CONFIG, mesh=mesh)
+  assert deleted == [[False, False], [True, False]]
+  assert all(leaf.is_deleted() for leaf in jax.tree.leaves((held.cache.rings, held.cache.recent)))
+  shapes = [leaf.shape for leaf in jax.tree.leaves(moved.cache.rings)]
+  assert shapes == [(4, 2, 8, 6), (4, 2, 6, 8), (4, 2, 8, 32), (4, 2, 32, 8)]
+
+
 def test_slots_come_back_when_a_watch_asks_for_many_rows(engine, params):
   """One response decodes in one slot a device; its 32 solutions get all slots."""
   never = make_sampling(1.0, (63,))  # beyond the valid vocabulary
@@ -313,6 +335,40 @@ def test_slots_come_back_when_a_watch_asks_for_many_rows(engine, params):
   for found, expected in zip(served.rollouts[1:], alone.rollouts, strict=True):
     np.testing.assert_array_equal(found.tokens, expected.tokens)
     np.testing.assert_allclose(found.logprobs, expected.logprobs, atol=1e-5)
+
+
+def test_a_prompt_of_many_samples_is_sampled_on_all_devices(engine, params):
+  never = make_sampling(1.0, (63,))  # beyond the valid vocabulary
+  served = _serve(engine, params, [_request(PROMPTS[1], "b", samples=32, sampling=never)])
+  assert served.usage.slot_steps == served.usage.tokens == 32 * 24
+  key = jax.random.fold_in(jax.random.key(0), stable_id("b"))
+  for sample in (0, 9, 31):
+    tokens, _ = _simply(params, PROMPTS[1], jax.random.fold_in(key, sample), never)
+    assert served.rollouts[0].tokens[sample, : len(tokens)].tolist() == tokens
+
+
+def test_processes_speak_three_times_a_call_of_the_decoder(engine, params, monkeypatch):
+  """And once more for each batch of prompts, and for the rows before and the tokens after all."""
+  calls = collections.Counter()
+
+  def count(module, name):
+    function = getattr(module, name)
+
+    def counted(*arguments, **keywords):
+      calls[name] += 1
+      return function(*arguments, **keywords)
+
+    monkeypatch.setattr(module, name, counted)
+
+  count(processes, "global_maxima")
+  count(processes, "global_sum")
+  count(slots, "decode")
+  count(slots, "prefill")
+  few = dataclasses.replace(engine, slots=4, refill_steps=2)
+  _serve(few, params, [_request(prompt, "a") for prompt in PROMPTS])
+  assert calls["decode"] > 2 * calls["prefill"] > 0
+  assert calls["global_maxima"] == 3 * (calls["decode"] + 1) + calls["prefill"]
+  assert calls["global_sum"] == 2
 
 
 def test_one_device_equals_eight(params, rollouts):
@@ -341,8 +397,11 @@ def test_greedy_is_the_scorers_argmax(engine, params):
 
 
 def test_nothing_is_compiled_after_a_warm_up(engine, params):
+  jax.clear_caches()  # other tests compile much of it
   few = dataclasses.replace(engine, slots=8)
+  # Two slots on each device, which shrink to one at the end, and one in which rows begin.
   _generate(few, params, prompts=PROMPTS * 3, names=[str(n) for n in range(12)])
+  _generate(few, params, samples=1)
   before = len(COMPILED)
   _generate(few, params, temperature=0.3, top_k=5, top_p=0.9, min_p=0.1)
   _generate(few, params, temperature=0.0)
@@ -372,7 +431,7 @@ def test_left_padding():
   assert left_padded([[1, 2], [3]], 3).tolist() == [[0, 1, 2], [0, 0, 3]]
 
 
-@pytest.mark.parametrize(("rows", "slots"), [(1, 4), (5, 8), (9, 16), (32, 32), (33, 32)])
-def test_few_rows_get_few_slots(engine, rows, slots):
+@pytest.mark.parametrize(("rows", "count"), [(1, 4), (5, 8), (9, 16), (32, 32), (33, 32)])
+def test_few_rows_get_few_slots(engine, rows, count):
   """At most 32, a power of two for each of the four devices that share them."""
-  assert dataclasses.replace(engine, slots=32).layout(rows, 40).slots == slots
+  assert dataclasses.replace(engine, slots=32).layout(rows, 40).slots == count

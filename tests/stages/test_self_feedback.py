@@ -121,7 +121,7 @@ class ScriptedEngine:
           followed += watch(number, sample, np.array(ids), True)
       rollouts.append(self._rollouts(rows, request.max_new_tokens))
     tokens = sum(int(one.lengths.sum()) for one in rollouts)
-    served = Served(rollouts, Usage(tokens, 2 * tokens, len(requests), len(requests)))
+    served = Served(rollouts, Usage(tokens, 2 * tokens))
     if followed:
       more = self.serve(
         params, followed, max_prompt_length=max_prompt_length, max_new_tokens=max_new_tokens
@@ -137,7 +137,7 @@ class ScriptedEngine:
       logprobs[row, : len(ids)] = -5.0
     lengths = np.array([len(ids) for ids, _ in rows], np.int32)
     truncated = np.array([not ends for _, ends in rows], bool)
-    return Rollouts(tokens, logprobs, logprobs, lengths, truncated)
+    return Rollouts(tokens, logprobs, lengths, truncated)
 
 
 def _script():
