@@ -37,8 +37,8 @@ from pasmr_jax.experiment.measures import (
   measure,
   summarize,
 )
-from pasmr_jax.experiment.setup import Run, Stage, say
-from pasmr_jax.experiment.setup import source as model_source
+from pasmr_jax.experiment.reliability.identity import tokenizer_checksum
+from pasmr_jax.experiment.setup import Run, Stage, base_model, say
 from pasmr_jax.feedback import language_id
 from pasmr_jax.learning.update import TrainState
 from pasmr_jax.models.lora import merged
@@ -149,7 +149,7 @@ class Evaluator:
     params = self.engine.lay_out(merged(state.whole(), self.run.model.dtype))
     questions, pivot = self._questions["development"], self.run.config.pivot
     found = {}
-    for way, temperature in self._ways():
+    for way, temperature, _ in self._ways():
       summary = summarize(self._answer(params, questions, temperature, samples=1), pivot)
       prefix = "" if way == "greedy" else f"{way}/"
       found |= {f"{prefix}{name}": value for name, value in summary.items()}
@@ -164,22 +164,26 @@ class Evaluator:
     # The first process alone looks: what others see of its files may be late.
     if processes.global_max(int(processes.process_index() == 0 and path.exists())):
       # It may have been killed between writing the results and removing these.
-      for way, _ in self._ways():
-        PartialItems(self._partial(stage, way), {}).remove()
+      self._remove_partials(stage)
     else:
       params, _ = self.run.checkpoint_params(stage, "last")
       self.write(params, stage)
 
   def take_back(self, stage: str) -> None:
-    """Removes the results of a stage that is about to be trained on."""
+    """Removes the results of a stage that is about to be trained on, and answers of a part."""
     if processes.process_index() == 0:
       self._results(stage).unlink(missing_ok=True)
+    self._remove_partials(stage)
 
   def _results(self, name: str) -> pathlib.Path:
     return self.run.workdir / "results" / f"{name}.json"
 
   def _partial(self, name: str, way: str) -> pathlib.Path:
     return self.run.workdir / "results" / f"{name}_{way}.partial.jsonl"
+
+  def _remove_partials(self, name: str) -> None:
+    for way in ("greedy", "sampled"):  # also one that is not asked for any more
+      PartialItems(self._partial(name, way), {}).remove()
 
   def write(self, params: Any, name: str) -> None:
     """Evaluates parameters on the test pool, going on where an interrupted evaluation stopped.
@@ -190,41 +194,42 @@ class Evaluator:
     results = self.run.workdir / "results"
     config, questions = self.run.config, self._questions["test"]
     params = self.engine.lay_out(params)
-    checksum = f"{float(_checksum(params)):.6g}"
+    checksum = f"{int(_checksum(params)):08x}"
     references = {(q.language, q.id): q.pivot_text for q in questions if q.pivot_text}
-    measures, partials = {}, []
-    for way, temperature in self._ways():
-      samples = 1 if way == "greedy" else config.evaluation.samples
-      settings = self._fingerprint(questions, temperature, samples) | {"parameters": checksum}
-      partials.append(PartialItems(self._partial(name, way), settings))
-      items = self._answer(params, questions, temperature, samples, partials[-1], f"{name}, {way}")
+    fingerprint = self._fingerprint() | {"parameters": checksum}
+    measures = {}
+    for way, temperature, samples in self._ways():
+      settings = fingerprint | {"temperature": temperature, "samples": samples}
+      partial = PartialItems(self._partial(name, way), settings)
+      items = self._answer(params, questions, temperature, samples, partial, f"{name}, {way}")
       write_whole(results / f"{name}_{way}.jsonl", "\n".join(map(to_line, items)) + "\n")
       measures[way] = measure(items, references, config.pivot, config.evaluation.scoring)
     write_whole(self._results(name), json.dumps(measures, indent=2) + "\n")
-    for partial in partials:
-      partial.remove()
+    self._remove_partials(name)
 
-  def _ways(self) -> list[tuple[str, float]]:
+  def _ways(self) -> list[tuple[str, float, int]]:
+    """Each way of sampling, its temperature, and samples a test question."""
     evaluation = self.run.config.evaluation
-    ways = [("greedy", 0.0)]
-    return [*ways, ("sampled", evaluation.temperature)] if evaluation.sampled else ways
+    ways = [("greedy", 0.0, 1)]
+    sampled = ("sampled", evaluation.temperature, evaluation.samples)
+    return [*ways, sampled] if evaluation.sampled else ways
 
-  def _fingerprint(
-    self, questions: Sequence[Question], temperature: float, samples: int
-  ) -> dict[str, Any]:
-    """All that answers depend on but the parameters, in a form that a file can hold."""
+  def _fingerprint(self) -> dict[str, Any]:
+    """All that test answers depend on but parameters and sampling, as a file can hold it."""
     config, evaluation = self.run.config, self.run.config.evaluation
-    asked = "\0".join(f"{q.language}/{q.id}/{q.text}/{q.pivot_text}" for q in questions)
+    asked = "\0".join(
+      f"{q.language}/{q.id}/{q.text}/{q.pivot_text}" for q in self._questions["test"]
+    )
     return {
       "questions": stable_id(asked),
+      "tokenizer": tokenizer_checksum(self.run.tokenizer),
       **{
         f"prompt.{key}": config.prompt[key] for key in ("question", "style", "system", "thinking")
       },
       "pivot": config.pivot,
-      "model": f"{model_source(config.model)} {config.model.dtype}",
+      "model": f"{base_model(config)} {config.model.dtype}",
+      "rollout.cache_dtype": config.rollout.cache_dtype,
       "seed": config.seed,
-      "temperature": temperature,
-      "samples": samples,
       "exemplars": stable_id(json.dumps(self._asking.exemplars)),
       **{
         f"evaluation.{key}": evaluation[key]
@@ -356,7 +361,17 @@ def _identifiable(codes: Sequence[str]) -> tuple[str, ...] | None:
 
 @jax.jit
 def _checksum(params: Any) -> jax.Array:
-  """One number that other parameters hardly have, so that answers of others are not taken over."""
-  return sum(
-    (jnp.abs(leaf.astype(jnp.float32)).mean() for leaf in jax.tree.leaves(params)), jnp.float32(0)
-  )
+  """A number that other parameters hardly have, and none that differ in one weight only.
+
+  The sum of the weights' bits, each times an odd number of its own, modulo 2**32: the same however
+  they are laid out on devices.
+  """
+  total = jnp.uint32(0)
+  for number, leaf in enumerate(jax.tree.leaves(params)):
+    bits = jax.lax.bitcast_convert_type(leaf.astype(jnp.float32), jnp.uint32)
+    bits ^= bits >> 16  # else two changed signs would cancel, and bfloat16 fill half of the sum
+    place = jnp.uint32(0)  # axis by axis: to flatten the leaf would gather it on each device
+    for axis, size in enumerate(bits.shape):
+      place = size * place + jax.lax.broadcasted_iota(jnp.uint32, bits.shape, axis)
+    total += (2 * number + 1) * (bits * (2 * place + 1)).sum(dtype=jnp.uint32)
+  return total

@@ -338,6 +338,15 @@ def test_results_that_are_there_are_not_asked_for_again_and_leave_nothing_behind
   assert not partial.exists()
 
 
+def test_a_stage_that_is_trained_on_loses_its_results_and_half_an_evaluation(make, tmp_path):
+  evaluator, _ = make(_numbered)
+  evaluator.write(PARAMS, "base")
+  for way in ("greedy", "sampled"):  # which may be of a time when sampling was asked for
+    (tmp_path / "results" / f"base_{way}.partial.jsonl").write_text("{}\n", "utf-8")
+  evaluator.take_back("base")
+  assert [path.name for path in (tmp_path / "results").iterdir()] == ["base_greedy.jsonl"]
+
+
 def test_a_way_that_was_finished_is_not_asked_again(make, tmp_path):
   changes = {"evaluation__sampled": True, "evaluation__samples": 2}
   evaluator, _ = make(_stopping(_numbered, 15 + 2 * 5), **changes)
@@ -357,7 +366,9 @@ def test_a_way_that_was_finished_is_not_asked_again(make, tmp_path):
     ({"seed": 1}, PARAMS, "seed"),
     ({"data__test": ("synthetic:6",)}, PARAMS, "questions"),
     ({"evaluation__ask": "direct"}, PARAMS, "evaluation.ask"),
-    ({}, {"w": 2 * jnp.ones(3)}, "parameters"),
+    ({"tokenizer__stop": (".",)}, PARAMS, "tokenizer"),
+    ({"rollout__cache_dtype": "bfloat16"}, PARAMS, "rollout.cache_dtype"),
+    ({}, {"w": jnp.ones(3).at[1].add(1e-6)}, "parameters"),
   ],
 )
 def test_answers_of_another_evaluation_are_not_taken_over(
@@ -372,6 +383,27 @@ def test_answers_of_another_evaluation_are_not_taken_over(
   error = capsys.readouterr().err
   assert "y_greedy.partial.jsonl is of another evaluation" in error
   assert said in error
+
+
+def test_a_checksum_is_of_every_bit_wherever_it_lies():
+  values = np.random.default_rng(0).normal(size=(8, 6)).astype(np.float32)
+  params = {"a": jnp.asarray(values), "b": jnp.asarray(values, jnp.bfloat16), "c": jnp.float32(1)}
+  checksum = int(evaluation._checksum(params))
+  mesh = jax.make_mesh((4, 2), ("x", "y"), axis_types=(jax.sharding.AxisType.Auto,) * 2)
+  for axes in (("x", "y"), (("x", "y"), None), (None, "y")):
+    sharding = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec(*axes))
+    split = params | {name: jax.device_put(params[name], sharding) for name in "ab"}
+    assert int(evaluation._checksum(split)) == checksum
+  one = params["a"][3, 4]
+  changed = [
+    params | {"a": params["a"].at[3, 4].set(jnp.nextafter(one, 9.0))},
+    params | {"a": params["a"].at[0].set(values[1]).at[1].set(values[0])},
+    params | {"a": params["a"].at[:2, 0].multiply(-1)},
+    params | {"b": params["b"].at[:2, 0].multiply(-1)},
+    params | {"c": jnp.float32(-1)},
+    {"a": params["b"], "b": params["a"], "c": params["c"]},
+  ]
+  assert len({checksum, *(int(evaluation._checksum(one)) for one in changed)}) == 1 + len(changed)
 
 
 def test_another_scoring_rule_takes_the_answers_over(make, tmp_path):
