@@ -9,6 +9,7 @@ would train on is right, and how often the reward is.
 
 import collections
 import dataclasses
+import itertools
 import json
 import pathlib
 from collections.abc import Callable, Sequence
@@ -141,8 +142,12 @@ class Evaluator:
       return []
     targets = [q for q in self._questions["development"] if q.language != config.pivot]
     targets = self.run.fitting(targets, config.srl.max_prompt_length, "development")
-    # Every n-th, so that all languages are asked.
-    return targets[:: max(1, len(targets) // count)][:count]
+    by_language: dict[str, list[Question]] = collections.defaultdict(list)
+    for question in targets:
+      by_language[question.language].append(question)
+    # One of each language after the other, so that all are asked.
+    rounds = itertools.zip_longest(*by_language.values())
+    return [question for one in rounds for question in one if question is not None][:count]
 
   def development(self, state: TrainState, stage: Stage) -> dict[str, float]:
     """`development/...` metrics of a state in training."""

@@ -543,3 +543,27 @@ def test_labels_are_checked_on_questions_that_self_feedback_may_be_asked(
   assert len(judged) == 6
   assert {question.language for question in judged} == {"de", "bn"}
   assert max(map(length, judged)) <= limit
+
+
+def test_labels_are_checked_in_every_language_though_few_questions_are_left_of_one(
+  folder, tmp_path
+):
+  config = _config(
+    **{
+      "tokenizer.path": str(folder / "tokenizer.model"),
+      "languages": ("de", "es", "sw"),
+      "stages": ("base", "pam", "srl"),
+      "data.development": ("synthetic:6",),
+      "evaluation.label_questions": 8,
+    }
+  )
+  run = setup.make_run(config, tmp_path, pools=("development",))
+  left = {"en": 6, "de": 5, "es": 6, "sw": 1}
+  run.pools["development"] = [
+    question
+    for language, count in left.items()
+    for question in [q for q in run.pools["development"] if q.language == language][:count]
+  ]
+  judged = Evaluator(run)._judged
+  assert [question.language for question in judged] == ["de", "es", "sw", *["de", "es"] * 2, "de"]
+  assert len({(question.language, question.id) for question in judged}) == 8
