@@ -12,7 +12,7 @@ import dataclasses
 import itertools
 import json
 import pathlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -165,9 +165,12 @@ class Evaluator:
 
   def test(self, stage: str) -> None:
     """Evaluates the stage's last checkpoint on the test pool, unless that was done before."""
-    path = self._results(stage)
     # The first process alone looks: what others see of its files may be late.
-    if processes.global_max(int(processes.process_index() == 0 and path.exists())):
+    there = processes.process_index() == 0 and self._results(stage).exists()
+    differing = self._differing(stage, self._made_of(self._fingerprint())) if there else ""
+    if differing:
+      say(f"{stage}: asked again (other {differing})")
+    if processes.global_max(int(there and not differing)):
       # It may have been killed between writing the results and removing these.
       self._remove_partials(stage)
     else:
@@ -176,12 +179,27 @@ class Evaluator:
 
   def take_back(self, stage: str) -> None:
     """Removes the results of a stage that is about to be trained on, and answers of a part."""
-    if processes.process_index() == 0:
-      self._results(stage).unlink(missing_ok=True)
+    self._remove_results(stage)
     self._remove_partials(stage)
 
   def _results(self, name: str) -> pathlib.Path:
     return self.run.workdir / "results" / f"{name}.json"
+
+  def _settings(self, name: str) -> pathlib.Path:
+    return self.run.workdir / "results" / f"{name}.settings"
+
+  def _remove_results(self, name: str) -> None:
+    if processes.process_index() == 0:
+      self._results(name).unlink(missing_ok=True)
+      self._settings(name).unlink(missing_ok=True)
+
+  def _differing(self, name: str, made_of: Mapping[str, Any]) -> str:
+    """What the results of that name were made of otherwise; '' also if that is not known."""
+    if not self._settings(name).exists():
+      return ""
+    before = json.loads(self._settings(name).read_text("utf-8"))
+    now = json.loads(json.dumps(made_of))  # as it comes back from the file
+    return ", ".join(sorted(key for key in before.keys() & now.keys() if before[key] != now[key]))
 
   def _partial(self, name: str, way: str) -> pathlib.Path:
     return self.run.workdir / "results" / f"{name}_{way}.partial.jsonl"
@@ -190,11 +208,19 @@ class Evaluator:
     for way in ("greedy", "sampled"):  # also one that is not asked for any more
       PartialItems(self._partial(name, way), {}).remove()
 
-  def write(self, params: Any, name: str) -> None:
+  def write(self, params: Any, name: str, overwrite: bool = True) -> None:
     """Evaluates parameters on the test pool, going on where an interrupted evaluation stopped.
 
-    Writes every answered question to `results/NAME_greedy.jsonl` (and `_sampled`), and then all
-    measures to `results/NAME.json`.
+    Writes every answered question to `results/NAME_greedy.jsonl` (and `_sampled`), and then what
+    was evaluated to `results/NAME.settings` and all measures to `results/NAME.json`.
+
+    Args:
+      params: of the model.
+      name: of the results.
+      overwrite: also results of that name that are of another evaluation.
+
+    Raises:
+      ValueError: there are such results, and they are not to be overwritten.
     """
     results = self.run.workdir / "results"
     config, questions = self.run.config, self._questions["test"]
@@ -202,6 +228,9 @@ class Evaluator:
     checksum = f"{int(_checksum(params)):08x}"
     references = {(q.language, q.id): q.pivot_text for q in questions if q.pivot_text}
     fingerprint = self._fingerprint() | {"parameters": checksum}
+    made_of = self._made_of(fingerprint)
+    if not overwrite:
+      self._expect_free(name, made_of)
     measures = {}
     for way, temperature, samples in self._ways():
       settings = fingerprint | {"temperature": temperature, "samples": samples}
@@ -209,8 +238,20 @@ class Evaluator:
       items = self._answer(params, questions, temperature, samples, partial, f"{name}, {way}")
       write_whole(results / f"{name}_{way}.jsonl", "\n".join(map(to_line, items)) + "\n")
       measures[way] = measure(items, references, config.pivot, config.evaluation.scoring)
+    self._remove_results(name)  # never are they beside settings of others
+    write_whole(self._settings(name), json.dumps(made_of, indent=2) + "\n")
     write_whole(self._results(name), json.dumps(measures, indent=2) + "\n")
     self._remove_partials(name)
+
+  def _expect_free(self, name: str, made_of: Mapping[str, Any]) -> None:
+    """Raises ValueError, in every process, if the results of that name are of something else."""
+    there = processes.process_index() == 0 and self._results(name).exists()
+    differing = processes.gather_text(self._differing(name, made_of) if there else "")[0]
+    if differing:
+      raise ValueError(
+        f"{self._results(name)} is of another evaluation (other {differing}); expected another"
+        f" --name, or --name={name} to overwrite it"
+      )
 
   def _ways(self) -> list[tuple[str, float, int]]:
     """Each way of sampling, its temperature, and samples a test question."""
@@ -247,6 +288,15 @@ class Evaluator:
           "max_prompt_length",
         )
       },
+    }
+
+  def _made_of(self, fingerprint: Mapping[str, Any]) -> dict[str, Any]:
+    """All that results depend on: the answers' fingerprint, and how they are drawn and judged."""
+    return {
+      **fingerprint,
+      "sampling": self._ways(),
+      "evaluation.scoring": self.run.config.evaluation.scoring,
+      "languages": tuple(self.run.config.languages),
     }
 
   def _answer(

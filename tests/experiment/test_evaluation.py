@@ -338,6 +338,78 @@ def test_results_that_are_there_are_not_asked_for_again_and_leave_nothing_behind
   assert not partial.exists()
 
 
+@pytest.mark.parametrize(
+  ("changes", "said"),
+  [
+    ({"data__test": ("synthetic:6",)}, "questions"),
+    ({"evaluation__scoring": "mathoctopus"}, "evaluation.scoring"),
+    ({"evaluation__sampled": True}, "sampling"),
+    ({"evaluation__ask": "direct", "evaluation__stop": ()}, "evaluation.ask, evaluation.stop"),
+  ],
+)
+def test_results_of_another_evaluation_are_not_a_stages(
+  make, tmp_path, monkeypatch, capsys, changes, said
+):
+  monkeypatch.setattr(setup.Run, "checkpoint_params", lambda *_: (PARAMS, 1))
+  evaluator, first = make(_numbered)
+  evaluator.test("base")
+  evaluator.test("base")
+  assert len(first.asked) == 15
+  evaluator, second = make(_numbered, **changes)
+  evaluator.test("base")
+  assert len(second.asked) >= 15
+  assert f"base: asked again (other {said})\n" in capsys.readouterr().err
+  assert ("sampled" in _measures(tmp_path, "base")) == ("evaluation__sampled" in changes)
+  count = len(second.asked)
+  evaluator.test("base")
+  assert len(second.asked) == count
+  # Results of a version that did not write down how they came about.
+  (tmp_path / "results" / "base.settings").unlink()
+  make(_numbered)[0].test("base")
+  assert len(first.asked) == 15
+
+
+def test_results_of_another_evaluation_are_overwritten_only_where_that_is_wanted(make, tmp_path):
+  evaluator, _ = make(_numbered)
+  evaluator.write(PARAMS, "x", overwrite=False)
+  evaluator.write(PARAMS, "x", overwrite=False)
+  before = {path: path.read_bytes() for path in (tmp_path / "results").iterdir()}
+  evaluator, engine = make(_numbered, evaluation__max_new_tokens=9)
+  for params, said in (
+    (PARAMS, "evaluation.max_new_tokens"),
+    ({"w": jnp.zeros(3)}, "evaluation.max_new_tokens, parameters"),
+  ):
+    with pytest.raises(ValueError, match=rf"x.json is of another evaluation \(other {said}\);"):
+      evaluator.write(params, "x", overwrite=False)
+  assert not engine.asked
+  assert {path: path.read_bytes() for path in (tmp_path / "results").iterdir()} == before
+  evaluator.write(PARAMS, "x")
+  evaluator.write(PARAMS, "x", overwrite=False)
+
+
+def test_settings_are_never_beside_results_of_others(make, tmp_path, monkeypatch):
+  """Killed anywhere between asking and the end, the questions count as not asked."""
+  monkeypatch.setattr(setup.Run, "checkpoint_params", lambda *_: (PARAMS, 1))
+  make(_numbered)[0].test("base")
+  write_whole = evaluation.write_whole
+
+  def write(path, text):
+    if path.name == "base.settings":
+      write_whole(path, text)
+    if path.suffix != ".jsonl":
+      raise KeyboardInterrupt
+    write_whole(path, text)
+
+  monkeypatch.setattr(evaluation, "write_whole", write)
+  with pytest.raises(KeyboardInterrupt):
+    make(_numbered, evaluation__scoring="mathoctopus")[0].test("base")
+  monkeypatch.setattr(evaluation, "write_whole", write_whole)
+  evaluator, engine = make(_numbered, evaluation__scoring="mathoctopus")
+  evaluator.test("base")
+  assert not engine.asked  # what was answered is there
+  assert "scoring/pasmr/en" in _measures(tmp_path, "base")["greedy"]
+
+
 def test_a_stage_that_is_trained_on_loses_its_results_and_half_an_evaluation(make, tmp_path):
   evaluator, _ = make(_numbered)
   evaluator.write(PARAMS, "base")
