@@ -93,7 +93,8 @@ class Evaluator:
   def __init__(
     self, run: Run, *, progress: bool = False, between: Callable[[bool], None] | None = None
   ):
-    """Fails early: on gold answers that cannot be read and prompts over the limit.
+    """Fails early: on gold answers that cannot be read, prompts over the limit, and a
+    checkpoint.metric that development questions do not give.
 
     Args:
       run: whose policies are evaluated.
@@ -117,6 +118,8 @@ class Evaluator:
     self._languages = _identifiable((*config.languages, config.pivot, *english))
     self._questions = {pool: self._limited(pool, limit) for pool, limit in limits.items()}
     self._judged = self._to_judge()
+    if "development" in self._questions:
+      self._check_metric()
 
   def _limited(self, pool: str, limit: int) -> list[Question]:
     """The first `limit` questions of each language (0 is all), those over-long left out."""
@@ -148,6 +151,19 @@ class Evaluator:
     # One of each language after the other, so that all are asked.
     rounds = itertools.zip_longest(*by_language.values())
     return [question for one in rounds for question in one if question is not None][:count]
+
+  def _check_metric(self) -> None:
+    config, lacking = self.run.config, ""
+    metric = config.checkpoint.metric
+    languages = (config.pivot,) if metric.endswith("pivot_accuracy") else tuple(config.languages)
+    if not any(q.language in languages for q in self._questions["development"]):
+      lacking = f"data.development has no question in {', '.join(languages)}"
+    elif "/sampled/" in metric and not config.evaluation.sampled:
+      lacking = "evaluation.sampled is False"
+    if lacking:
+      raise ValueError(
+        f"checkpoint.metric is {metric!r}, but {lacking}; expected one that is measured"
+      )
 
   def development(self, state: TrainState, stage: Stage) -> dict[str, float]:
     """`development/...` metrics of a state in training."""
