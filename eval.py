@@ -40,7 +40,11 @@ STAGE = flags.DEFINE_enum(
 )
 STEP = flags.DEFINE_string("step", "last", "Step of the checkpoint: a number, 'last' or 'best'.")
 SCORING = flags.DEFINE_enum("scoring", None, SCORINGS, "Sets evaluation.scoring.")
-NAME = flags.DEFINE_string("name", None, "Name of the results, if not made from what is evaluated.")
+NAME = flags.DEFINE_string(
+  "name",
+  None,
+  "Name of the results, overwriting what has it; else it is made from what is evaluated.",
+)
 
 
 def results_name(checkpoint: str, config: Config) -> str:
@@ -82,7 +86,7 @@ def main(_):
       params, step = run.checkpoint_params(stage, STEP.value)
       checkpoint = f"{stage}_{step}"
     name = NAME.value or results_name(checkpoint, config)
-    Evaluator(run, progress=config.log.progress).write(params, name)
+    Evaluator(run, progress=config.log.progress).write(params, name, NAME.value is not None)
     write_report([workdir], workdir / "report.html")
   summary.print_measures(workdir, config, name)
 

@@ -9,9 +9,10 @@ would train on is right, and how often the reward is.
 
 import collections
 import dataclasses
+import itertools
 import json
 import pathlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -37,8 +38,8 @@ from pasmr_jax.experiment.measures import (
   measure,
   summarize,
 )
-from pasmr_jax.experiment.setup import Run, Stage, say
-from pasmr_jax.experiment.setup import source as model_source
+from pasmr_jax.experiment.reliability.identity import tokenizer_checksum
+from pasmr_jax.experiment.setup import Run, Stage, base_model, say
 from pasmr_jax.feedback import language_id
 from pasmr_jax.learning.update import TrainState
 from pasmr_jax.models.lora import merged
@@ -92,7 +93,8 @@ class Evaluator:
   def __init__(
     self, run: Run, *, progress: bool = False, between: Callable[[bool], None] | None = None
   ):
-    """Fails early: on gold answers that cannot be read and prompts over the limit.
+    """Fails early: on gold answers that cannot be read, prompts over the limit, and a
+    checkpoint.metric that development questions do not give.
 
     Args:
       run: whose policies are evaluated.
@@ -116,6 +118,8 @@ class Evaluator:
     self._languages = _identifiable((*config.languages, config.pivot, *english))
     self._questions = {pool: self._limited(pool, limit) for pool, limit in limits.items()}
     self._judged = self._to_judge()
+    if "development" in self._questions:
+      self._check_metric()
 
   def _limited(self, pool: str, limit: int) -> list[Question]:
     """The first `limit` questions of each language (0 is all), those over-long left out."""
@@ -141,15 +145,32 @@ class Evaluator:
       return []
     targets = [q for q in self._questions["development"] if q.language != config.pivot]
     targets = self.run.fitting(targets, config.srl.max_prompt_length, "development")
-    # Every n-th, so that all languages are asked.
-    return targets[:: max(1, len(targets) // count)][:count]
+    by_language: dict[str, list[Question]] = collections.defaultdict(list)
+    for question in targets:
+      by_language[question.language].append(question)
+    # One of each language after the other, so that all are asked.
+    rounds = itertools.zip_longest(*by_language.values())
+    return [question for one in rounds for question in one if question is not None][:count]
+
+  def _check_metric(self) -> None:
+    config, lacking = self.run.config, ""
+    metric = config.checkpoint.metric
+    languages = (config.pivot,) if metric.endswith("pivot_accuracy") else tuple(config.languages)
+    if not any(q.language in languages for q in self._questions["development"]):
+      lacking = f"data.development has no question in {', '.join(languages)}"
+    elif "/sampled/" in metric and not config.evaluation.sampled:
+      lacking = "evaluation.sampled is False"
+    if lacking:
+      raise ValueError(
+        f"checkpoint.metric is {metric!r}, but {lacking}; expected one that is measured"
+      )
 
   def development(self, state: TrainState, stage: Stage) -> dict[str, float]:
     """`development/...` metrics of a state in training."""
     params = self.engine.lay_out(merged(state.whole(), self.run.model.dtype))
     questions, pivot = self._questions["development"], self.run.config.pivot
     found = {}
-    for way, temperature in self._ways():
+    for way, temperature, _ in self._ways():
       summary = summarize(self._answer(params, questions, temperature, samples=1), pivot)
       prefix = "" if way == "greedy" else f"{way}/"
       found |= {f"{prefix}{name}": value for name, value in summary.items()}
@@ -160,71 +181,117 @@ class Evaluator:
 
   def test(self, stage: str) -> None:
     """Evaluates the stage's last checkpoint on the test pool, unless that was done before."""
-    path = self._results(stage)
     # The first process alone looks: what others see of its files may be late.
-    if processes.global_max(int(processes.process_index() == 0 and path.exists())):
+    there = processes.process_index() == 0 and self._results(stage).exists()
+    differing = self._differing(stage, self._made_of(self._fingerprint())) if there else ""
+    if differing:
+      say(f"{stage}: asked again (other {differing})")
+    if processes.global_max(int(there and not differing)):
       # It may have been killed between writing the results and removing these.
-      for way, _ in self._ways():
-        PartialItems(self._partial(stage, way), {}).remove()
+      self._remove_partials(stage)
     else:
       params, _ = self.run.checkpoint_params(stage, "last")
       self.write(params, stage)
 
   def take_back(self, stage: str) -> None:
-    """Removes the results of a stage that is about to be trained on."""
-    if processes.process_index() == 0:
-      self._results(stage).unlink(missing_ok=True)
+    """Removes the results of a stage that is about to be trained on, and answers of a part."""
+    self._remove_results(stage)
+    self._remove_partials(stage)
 
   def _results(self, name: str) -> pathlib.Path:
     return self.run.workdir / "results" / f"{name}.json"
 
+  def _settings(self, name: str) -> pathlib.Path:
+    return self.run.workdir / "results" / f"{name}.settings"
+
+  def _remove_results(self, name: str) -> None:
+    if processes.process_index() == 0:
+      self._results(name).unlink(missing_ok=True)
+      self._settings(name).unlink(missing_ok=True)
+
+  def _differing(self, name: str, made_of: Mapping[str, Any]) -> str:
+    """What the results of that name were made of otherwise; '' also if that is not known."""
+    if not self._settings(name).exists():
+      return ""
+    before = json.loads(self._settings(name).read_text("utf-8"))
+    now = json.loads(json.dumps(made_of))  # as it comes back from the file
+    return ", ".join(sorted(key for key in before.keys() & now.keys() if before[key] != now[key]))
+
   def _partial(self, name: str, way: str) -> pathlib.Path:
     return self.run.workdir / "results" / f"{name}_{way}.partial.jsonl"
 
-  def write(self, params: Any, name: str) -> None:
+  def _remove_partials(self, name: str) -> None:
+    for way in ("greedy", "sampled"):  # also one that is not asked for any more
+      PartialItems(self._partial(name, way), {}).remove()
+
+  def write(self, params: Any, name: str, overwrite: bool = True) -> None:
     """Evaluates parameters on the test pool, going on where an interrupted evaluation stopped.
 
-    Writes every answered question to `results/NAME_greedy.jsonl` (and `_sampled`), and then all
-    measures to `results/NAME.json`.
+    Writes every answered question to `results/NAME_greedy.jsonl` (and `_sampled`), and then what
+    was evaluated to `results/NAME.settings` and all measures to `results/NAME.json`.
+
+    Args:
+      params: of the model.
+      name: of the results.
+      overwrite: also results of that name that are of another evaluation.
+
+    Raises:
+      ValueError: there are such results, and they are not to be overwritten.
     """
     results = self.run.workdir / "results"
     config, questions = self.run.config, self._questions["test"]
     params = self.engine.lay_out(params)
-    checksum = f"{float(_checksum(params)):.6g}"
+    checksum = f"{int(_checksum(params)):08x}"
     references = {(q.language, q.id): q.pivot_text for q in questions if q.pivot_text}
-    measures, partials = {}, []
-    for way, temperature in self._ways():
-      samples = 1 if way == "greedy" else config.evaluation.samples
-      settings = self._fingerprint(questions, temperature, samples) | {"parameters": checksum}
-      partials.append(PartialItems(self._partial(name, way), settings))
-      items = self._answer(params, questions, temperature, samples, partials[-1], f"{name}, {way}")
+    fingerprint = self._fingerprint() | {"parameters": checksum}
+    made_of = self._made_of(fingerprint)
+    if not overwrite:
+      self._expect_free(name, made_of)
+    measures = {}
+    for way, temperature, samples in self._ways():
+      settings = fingerprint | {"temperature": temperature, "samples": samples}
+      partial = PartialItems(self._partial(name, way), settings)
+      items = self._answer(params, questions, temperature, samples, partial, f"{name}, {way}")
       write_whole(results / f"{name}_{way}.jsonl", "\n".join(map(to_line, items)) + "\n")
       measures[way] = measure(items, references, config.pivot, config.evaluation.scoring)
+    self._remove_results(name)  # never are they beside settings of others
+    write_whole(self._settings(name), json.dumps(made_of, indent=2) + "\n")
     write_whole(self._results(name), json.dumps(measures, indent=2) + "\n")
-    for partial in partials:
-      partial.remove()
+    self._remove_partials(name)
 
-  def _ways(self) -> list[tuple[str, float]]:
+  def _expect_free(self, name: str, made_of: Mapping[str, Any]) -> None:
+    """Raises ValueError, in every process, if the results of that name are of something else."""
+    there = processes.process_index() == 0 and self._results(name).exists()
+    differing = processes.gather_text(self._differing(name, made_of) if there else "")[0]
+    if differing:
+      raise ValueError(
+        f"{self._results(name)} is of another evaluation (other {differing}); expected another"
+        f" --name, or --name={name} to overwrite it"
+      )
+
+  def _ways(self) -> list[tuple[str, float, int]]:
+    """Each way of sampling, its temperature, and samples a test question."""
     evaluation = self.run.config.evaluation
-    ways = [("greedy", 0.0)]
-    return [*ways, ("sampled", evaluation.temperature)] if evaluation.sampled else ways
+    ways = [("greedy", 0.0, 1)]
+    sampled = ("sampled", evaluation.temperature, evaluation.samples)
+    return [*ways, sampled] if evaluation.sampled else ways
 
-  def _fingerprint(
-    self, questions: Sequence[Question], temperature: float, samples: int
-  ) -> dict[str, Any]:
-    """All that answers depend on but the parameters, in a form that a file can hold."""
+  def _fingerprint(self) -> dict[str, Any]:
+    """All that test answers depend on but parameters and sampling, as a file can hold it."""
     config, evaluation = self.run.config, self.run.config.evaluation
-    asked = "\0".join(f"{q.language}/{q.id}/{q.text}/{q.pivot_text}" for q in questions)
+    asked = "\0".join(
+      f"{q.language}/{q.id}/{q.text}/{q.pivot_text}" for q in self._questions["test"]
+    )
     return {
       "questions": stable_id(asked),
+      "tokenizer": tokenizer_checksum(self.run.tokenizer),
       **{
         f"prompt.{key}": config.prompt[key] for key in ("question", "style", "system", "thinking")
       },
       "pivot": config.pivot,
-      "model": f"{model_source(config.model)} {config.model.dtype}",
+      "model": f"{base_model(config)} {config.model.dtype}",
+      "rollout.cache_dtype": config.rollout.cache_dtype,
       "seed": config.seed,
-      "temperature": temperature,
-      "samples": samples,
       "exemplars": stable_id(json.dumps(self._asking.exemplars)),
       **{
         f"evaluation.{key}": evaluation[key]
@@ -237,6 +304,15 @@ class Evaluator:
           "max_prompt_length",
         )
       },
+    }
+
+  def _made_of(self, fingerprint: Mapping[str, Any]) -> dict[str, Any]:
+    """All that results depend on: the answers' fingerprint, and how they are drawn and judged."""
+    return {
+      **fingerprint,
+      "sampling": self._ways(),
+      "evaluation.scoring": self.run.config.evaluation.scoring,
+      "languages": tuple(self.run.config.languages),
     }
 
   def _answer(
@@ -356,7 +432,17 @@ def _identifiable(codes: Sequence[str]) -> tuple[str, ...] | None:
 
 @jax.jit
 def _checksum(params: Any) -> jax.Array:
-  """One number that other parameters hardly have, so that answers of others are not taken over."""
-  return sum(
-    (jnp.abs(leaf.astype(jnp.float32)).mean() for leaf in jax.tree.leaves(params)), jnp.float32(0)
-  )
+  """A number that other parameters hardly have, and none that differ in one weight only.
+
+  The sum of the weights' bits, each times an odd number of its own, modulo 2**32: the same however
+  they are laid out on devices.
+  """
+  total = jnp.uint32(0)
+  for number, leaf in enumerate(jax.tree.leaves(params)):
+    bits = jax.lax.bitcast_convert_type(leaf.astype(jnp.float32), jnp.uint32)
+    bits ^= bits >> 16  # else two changed signs would cancel, and bfloat16 fill half of the sum
+    place = jnp.uint32(0)  # axis by axis: to flatten the leaf would gather it on each device
+    for axis, size in enumerate(bits.shape):
+      place = size * place + jax.lax.broadcasted_iota(jnp.uint32, bits.shape, axis)
+    total += (2 * number + 1) * (bits * (2 * place + 1)).sum(dtype=jnp.uint32)
+  return total

@@ -5,13 +5,15 @@ Unknown keys and wrong types are found earlier, by ml_collections when flags are
 """
 
 import difflib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from fnmatch import fnmatchcase
 
 from pasmr_jax import Config
 from pasmr_jax.data.pools import NAMES, set_name
 from pasmr_jax.data.sets import SETS
 from pasmr_jax.experiment.asking import WAYS
 from pasmr_jax.experiment.reliability import collapse
+from pasmr_jax.experiment.reliability.identity import flatten
 from pasmr_jax.experiment.scoring import SCORINGS
 from pasmr_jax.feedback import rewards
 from pasmr_jax.learning import advantages, losses, optim
@@ -31,6 +33,31 @@ _METRICS = tuple(
   for name in ("target_accuracy", "pivot_accuracy")
 )
 _DTYPES = ("float32", "bfloat16")
+# What a number may be, and for which keys: the first that matches counts. NaN is none of it.
+_RANGES: dict[str, tuple[Callable[[float], bool], str]] = {
+  "a number": (lambda value: value == value, "mesh.* reward.*"),  # the mesh has checks of its own
+  "more than 0": (
+    lambda value: value > 0,
+    "model.* lora.alpha *.steps *.batch_size *.microbatches *.max_length *.max_prompt_length"
+    " *.max_new_tokens *.temperature *.optimizer.learning_rate *.optimizer.epsilon srl.questions"
+    " srl.group_size srl.max_pivot_tokens srl.inner_batches srl.inner_epochs srl.row_bucket"
+    " srl.importance_cap srl.rehearsal_rows feedback.pivot_samples rollout.prompt_bucket"
+    " rollout.prefill_prompts rollout.refill_steps evaluation.samples checkpoint.every"
+    " checkpoint.keep log.every",
+  ),
+  "more than 0 and at most 1": (lambda value: 0 < value <= 1, "srl.top_p"),
+  "0 or more and less than 1": (
+    lambda value: 0 <= value < 1,
+    "srl.min_p *.optimizer.b1 *.optimizer.b2 *.optimizer.momentum",
+  ),
+  "0 to 1": (
+    lambda value: 0 <= value <= 1,
+    "*.optimizer.final_fraction srl.clip_low feedback.ema_decay feedback.confidence"
+    " guard.collapse_rise guard.collapse_accuracy guard.collapse_entropy guard.collapse_numbers"
+    " guard.collapse_language",
+  ),
+  "0 or more": (lambda value: value >= 0, "*"),
+}
 
 
 def check(config: Config, devices: int = 1) -> None:
@@ -40,14 +67,14 @@ def check(config: Config, devices: int = 1) -> None:
     config: the whole configuration.
     devices: over which a batch is split (the mesh's axes replica and fsdp).
   """
+  numbers = list(_numbers(config))
   problems = [
     *_general(config),
     *_choices(config),
-    *_numbers(config),
-    *_optimizers(config),
+    *numbers,
     *_lora(config),
     *_evaluation(config),
-    *_batches(config, devices),
+    *([] if numbers else _batches(config, devices)),  # which divides by them
   ]
   if problems:
     raise ValueError("the configuration cannot be run:\n  " + "\n  ".join(problems))
@@ -93,11 +120,13 @@ def _general(config: Config) -> Iterator[str]:
         )
       else:
         yield f"data.{name} has source {source!r}; expected FORMAT:LOCATION"
-  for stage in set(config.stages) - {"srl"}:
+  for stage in ("base", "pam"):
+    if stage not in stages:
+      continue
     mixture = config[stage].mixture
     for kind, weight in mixture.items():
-      if kind not in KINDS or weight < 0:
-        yield f"{stage}.mixture.{kind} is {weight}; expected a share of 0 or more of {KINDS}"
+      if kind not in KINDS:
+        yield f"{stage}.mixture.{kind} is {weight}; expected a share of some of {KINDS}"
       elif weight > 0 and not config.data[kind]:
         yield f"{stage}.mixture.{kind} is {weight} but data.{kind} is empty; expected a source"
     if sum(mixture.values()) <= 0:
@@ -145,75 +174,20 @@ def _choices(config: Config) -> Iterator[str]:
 
 
 def _numbers(config: Config) -> Iterator[str]:
-  positive = [f"{stage}.{key}" for stage in STAGES for key in ("steps", "microbatches")]
-  positive += [
-    f"{stage}.{key}" for stage in ("base", "pam") for key in ("batch_size", "max_length")
-  ]
-  positive += [
-    f"srl.{key}"
-    for key in (
-      "questions",
-      "group_size",
-      "max_prompt_length",
-      "max_new_tokens",
-      "max_pivot_tokens",
-      "temperature",
-      "inner_batches",
-      "inner_epochs",
-      "row_bucket",
-      "rehearsal_rows",
-      "importance_cap",
-    )
-  ]
-  positive += ["feedback.pivot_samples", "checkpoint.every", "checkpoint.keep", "log.every"]
-  positive += [f"rollout.{key}" for key in ("prompt_bucket", "prefill_prompts", "refill_steps")]
-  positive += [
-    f"evaluation.{key}" for key in ("batch_size", "max_new_tokens", "samples", "temperature")
-  ]
-  for key in positive:
-    value = _get(config, key)
-    if value <= 0:
-      yield f"{key} is {value}; expected more than 0"
-  for key in ("srl.kl_coef", "srl.rehearsal_weight", "srl.understanding_weight", "srl.update_rows"):
-    value = _get(config, key)
-    if value < 0:
-      yield f"{key} is {value}; expected 0 or more"
-  for key in ("skipped_in_a_row", "hang_minutes", "collapse_window"):
-    if config.guard[key] < 0:
-      yield f"guard.{key} is {config.guard[key]}; expected 0 or more"
-  shares = [f"guard.collapse_{key}" for key in ("rise", "accuracy", "entropy", "numbers")]
-  shares += ["guard.collapse_language"]
-  for key in ("srl.clip_low", "feedback.ema_decay", "feedback.confidence", *shares):
-    value = _get(config, key)
-    if not 0 <= value <= 1:
-      yield f"{key} is {value}; expected 0 to 1"
+  for key, value in flatten(config).items():
+    if isinstance(value, bool) or not isinstance(value, int | float):
+      continue
+    for expected, (allows, keys) in _RANGES.items():
+      if any(fnmatchcase(key, pattern) for pattern in keys.split()):
+        if not allows(value):
+          yield f"{key} is {value}; expected {expected}"
+        break
   if config.srl.group_size == 1 and config.feedback.source != "random":
     yield "srl.group_size is 1; expected at least 2, or no response has another to compare with"
 
 
-def _optimizers(config: Config) -> Iterator[str]:
-  for stage in STAGES:
-    settings = config[stage].optimizer
-    for key in ("learning_rate", "epsilon"):
-      if settings[key] <= 0:
-        yield f"{stage}.optimizer.{key} is {settings[key]}; expected more than 0"
-    for key in ("warmup_steps", "weight_decay", "clip_norm"):
-      if settings[key] < 0:
-        yield f"{stage}.optimizer.{key} is {settings[key]}; expected 0 or more"
-    for key in ("b1", "b2", "momentum"):
-      if not 0 <= settings[key] < 1:
-        yield f"{stage}.optimizer.{key} is {settings[key]}; expected 0 or more and less than 1"
-    if not 0 <= settings.final_fraction <= 1:
-      yield f"{stage}.optimizer.final_fraction is {settings.final_fraction}; expected 0 to 1"
-
-
 def _lora(config: Config) -> Iterator[str]:
-  lora = config.lora
-  if lora.rank < 0:
-    yield f"lora.rank is {lora.rank}; expected 0 or more"
-  if lora.alpha <= 0:
-    yield f"lora.alpha is {lora.alpha}; expected more than 0"
-  targets = tuple(lora.targets)
+  targets = tuple(config.lora.targets)
   if not targets or len(set(targets)) < len(targets) or not set(targets) <= set(TARGETS):
     yield f"lora.targets is {targets!r}; expected some of {', '.join(TARGETS)}, each once"
 
@@ -229,6 +203,13 @@ def _evaluation(config: Config) -> Iterator[str]:
     yield f"evaluation.exemplar_file is '' but evaluation.exemplars is {exemplars}; expected a file"
   if evaluation.template.count("{question}") != 1:
     yield f"evaluation.template is {evaluation.template!r}; expected {{question}} once"
+  for stage in STAGES:
+    patience = config[stage].patience
+    if stage in config.stages and patience > 0 and evaluation.every == 0:
+      yield (
+        f"{stage}.patience is {patience} but evaluation.every is 0; expected more than 0, or"
+        " patience 0"
+      )
   if evaluation.samples > 1 and not evaluation.sampled:
     yield f"evaluation.samples is {evaluation.samples} but evaluation.sampled is False; expected 1"
   if evaluation.pivot_agreement and ask != "pasmr":

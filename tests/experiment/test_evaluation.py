@@ -337,6 +337,87 @@ def test_results_that_are_there_are_not_asked_for_again_and_leave_nothing_behind
   assert not partial.exists()
 
 
+@pytest.mark.parametrize(
+  ("changes", "said"),
+  [
+    ({"data__test": ("synthetic:6",)}, "questions"),
+    ({"evaluation__scoring": "mathoctopus"}, "evaluation.scoring"),
+    ({"evaluation__sampled": True}, "sampling"),
+    ({"evaluation__ask": "direct", "evaluation__stop": ()}, "evaluation.ask, evaluation.stop"),
+  ],
+)
+def test_results_of_another_evaluation_are_not_a_stages(
+  make, tmp_path, monkeypatch, capsys, changes, said
+):
+  monkeypatch.setattr(setup.Run, "checkpoint_params", lambda *_: (PARAMS, 1))
+  evaluator, first = make(_numbered)
+  evaluator.test("base")
+  evaluator.test("base")
+  assert len(first.asked) == 15
+  evaluator, second = make(_numbered, **changes)
+  evaluator.test("base")
+  assert len(second.asked) >= 15
+  assert f"base: asked again (other {said})\n" in capsys.readouterr().err
+  assert ("sampled" in _measures(tmp_path, "base")) == ("evaluation__sampled" in changes)
+  count = len(second.asked)
+  evaluator.test("base")
+  assert len(second.asked) == count
+  # Results of a version that did not write down how they came about.
+  (tmp_path / "results" / "base.settings").unlink()
+  make(_numbered)[0].test("base")
+  assert len(first.asked) == 15
+
+
+def test_results_of_another_evaluation_are_overwritten_only_where_that_is_wanted(make, tmp_path):
+  evaluator, _ = make(_numbered)
+  evaluator.write(PARAMS, "x", overwrite=False)
+  evaluator.write(PARAMS, "x", overwrite=False)
+  before = {path: path.read_bytes() for path in (tmp_path / "results").iterdir()}
+  evaluator, engine = make(_numbered, evaluation__max_new_tokens=9)
+  for params, said in (
+    (PARAMS, "evaluation.max_new_tokens"),
+    ({"w": jnp.zeros(3)}, "evaluation.max_new_tokens, parameters"),
+  ):
+    with pytest.raises(ValueError, match=rf"x.json is of another evaluation \(other {said}\);"):
+      evaluator.write(params, "x", overwrite=False)
+  assert not engine.asked
+  assert {path: path.read_bytes() for path in (tmp_path / "results").iterdir()} == before
+  evaluator.write(PARAMS, "x")
+  evaluator.write(PARAMS, "x", overwrite=False)
+
+
+def test_settings_are_never_beside_results_of_others(make, tmp_path, monkeypatch):
+  """Killed anywhere between asking and the end, the questions count as not asked."""
+  monkeypatch.setattr(setup.Run, "checkpoint_params", lambda *_: (PARAMS, 1))
+  make(_numbered)[0].test("base")
+  write_whole = evaluation.write_whole
+
+  def write(path, text):
+    if path.name == "base.settings":
+      write_whole(path, text)
+    if path.suffix != ".jsonl":
+      raise KeyboardInterrupt
+    write_whole(path, text)
+
+  monkeypatch.setattr(evaluation, "write_whole", write)
+  with pytest.raises(KeyboardInterrupt):
+    make(_numbered, evaluation__scoring="mathoctopus")[0].test("base")
+  monkeypatch.setattr(evaluation, "write_whole", write_whole)
+  evaluator, engine = make(_numbered, evaluation__scoring="mathoctopus")
+  evaluator.test("base")
+  assert not engine.asked  # what was answered is there
+  assert "scoring/pasmr/en" in _measures(tmp_path, "base")["greedy"]
+
+
+def test_a_stage_that_is_trained_on_loses_its_results_and_half_an_evaluation(make, tmp_path):
+  evaluator, _ = make(_numbered)
+  evaluator.write(PARAMS, "base")
+  for way in ("greedy", "sampled"):  # which may be of a time when sampling was asked for
+    (tmp_path / "results" / f"base_{way}.partial.jsonl").write_text("{}\n", "utf-8")
+  evaluator.take_back("base")
+  assert [path.name for path in (tmp_path / "results").iterdir()] == ["base_greedy.jsonl"]
+
+
 def test_a_way_that_was_finished_is_not_asked_again(make, tmp_path):
   changes = {"evaluation__sampled": True, "evaluation__samples": 2}
   evaluator, _ = make(_stopping(_numbered, 15 + 2 * 5), **changes)
@@ -356,7 +437,9 @@ def test_a_way_that_was_finished_is_not_asked_again(make, tmp_path):
     ({"seed": 1}, PARAMS, "seed"),
     ({"data__test": ("synthetic:6",)}, PARAMS, "questions"),
     ({"evaluation__ask": "direct"}, PARAMS, "evaluation.ask"),
-    ({}, {"w": 2 * jnp.ones(3)}, "parameters"),
+    ({"tokenizer__stop": (".",)}, PARAMS, "tokenizer"),
+    ({"rollout__cache_dtype": "bfloat16"}, PARAMS, "rollout.cache_dtype"),
+    ({}, {"w": jnp.ones(3).at[1].add(1e-6)}, "parameters"),
   ],
 )
 def test_answers_of_another_evaluation_are_not_taken_over(
@@ -371,6 +454,27 @@ def test_answers_of_another_evaluation_are_not_taken_over(
   error = capsys.readouterr().err
   assert "y_greedy.partial.jsonl is of another evaluation" in error
   assert said in error
+
+
+def test_a_checksum_is_of_every_bit_wherever_it_lies():
+  values = np.random.default_rng(0).normal(size=(8, 6)).astype(np.float32)
+  params = {"a": jnp.asarray(values), "b": jnp.asarray(values, jnp.bfloat16), "c": jnp.float32(1)}
+  checksum = int(evaluation._checksum(params))
+  mesh = jax.make_mesh((4, 2), ("x", "y"), axis_types=(jax.sharding.AxisType.Auto,) * 2)
+  for axes in (("x", "y"), (("x", "y"), None), (None, "y")):
+    sharding = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec(*axes))
+    split = params | {name: jax.device_put(params[name], sharding) for name in "ab"}
+    assert int(evaluation._checksum(split)) == checksum
+  one = params["a"][3, 4]
+  changed = [
+    params | {"a": params["a"].at[3, 4].set(jnp.nextafter(one, 9.0))},
+    params | {"a": params["a"].at[0].set(values[1]).at[1].set(values[0])},
+    params | {"a": params["a"].at[:2, 0].multiply(-1)},
+    params | {"b": params["b"].at[:2, 0].multiply(-1)},
+    params | {"c": jnp.float32(-1)},
+    {"a": params["b"], "b": params["a"], "c": params["c"]},
+  ]
+  assert len({checksum, *(int(evaluation._checksum(one)) for one in changed)}) == 1 + len(changed)
 
 
 def test_another_scoring_rule_takes_the_answers_over(make, tmp_path):
@@ -510,3 +614,27 @@ def test_labels_are_checked_on_questions_that_self_feedback_may_be_asked(
   assert len(judged) == 6
   assert {question.language for question in judged} == {"de", "bn"}
   assert max(map(length, judged)) <= limit
+
+
+def test_labels_are_checked_in_every_language_though_few_questions_are_left_of_one(
+  folder, tmp_path
+):
+  config = _config(
+    **{
+      "tokenizer.path": str(folder / "tokenizer.model"),
+      "languages": ("de", "es", "sw"),
+      "stages": ("base", "pam", "srl"),
+      "data.development": ("synthetic:6",),
+      "evaluation.label_questions": 8,
+    }
+  )
+  run = setup.make_run(config, tmp_path, pools=("development",))
+  left = {"en": 6, "de": 5, "es": 6, "sw": 1}
+  run.pools["development"] = [
+    question
+    for language, count in left.items()
+    for question in [q for q in run.pools["development"] if q.language == language][:count]
+  ]
+  judged = Evaluator(run)._judged
+  assert [question.language for question in judged] == ["de", "es", "sw", *["de", "es"] * 2, "de"]
+  assert len({(question.language, question.id) for question in judged}) == 8

@@ -1,12 +1,15 @@
 """What is wrong with a configuration is said before anything is compiled, all of it at once."""
 
 import dataclasses
+import math
+import re
 
 import pytest
 
 from configs import tiny
 from pasmr_jax.experiment import validation
 from pasmr_jax.experiment.evaluation import Evaluator
+from pasmr_jax.experiment.reliability.identity import flatten
 from pasmr_jax.experiment.setup import make_run
 
 
@@ -38,6 +41,7 @@ def test_the_shipped_configurations_are_valid():
     ({"languages": ("de", "xx")}, "languages: unknown language 'xx'; expected one of"),
     ({"languages": ("de", "en")}, "languages holds the pivot 'en'"),
     ({"stages": ("srl", "pam")}, r"stages is \('srl', 'pam'\); expected some of"),
+    ({"stages": ("sft",)}, r"stages is \('sft',\); expected some of"),
     ({"pam__batch_size": 9, "pam__microbatches": 2}, "pam.batch_size is 9; expected a multiple"),
     ({"srl__update_rows": 500}, "srl.update_rows is 500; expected at most .* = 128"),
     ({"srl__update_rows": 46, "srl__inner_batches": 4}, "srl.update_rows is 46; expected a multip"),
@@ -94,6 +98,18 @@ def test_the_shipped_configurations_are_valid():
     ({"pam__optimizer__learning_rate": 0.0}, "pam.optimizer.learning_rate is 0.0; expected more"),
     ({"pam__optimizer__clip_norm": -1.0}, "pam.optimizer.clip_norm is -1.0; expected 0 or more"),
     ({"srl__optimizer__final_fraction": 2.0}, "final_fraction is 2.0; expected 0 to 1"),
+    ({"srl__top_p": 0.0}, "srl.top_p is 0.0; expected more than 0 and at most 1"),
+    ({"srl__top_k": -1}, "srl.top_k is -1; expected 0 or more"),
+    ({"srl__min_p": 1.0}, "srl.min_p is 1.0; expected 0 or more and less than 1"),
+    ({"srl__clip_high": -0.5}, "srl.clip_high is -0.5; expected 0 or more"),
+    ({"rollout__slots": -1}, "rollout.slots is -1; expected 0 or more"),
+    ({"pam__microbatches": 0}, "pam.microbatches is 0; expected more than 0"),
+    ({"srl__optimizer__learning_rate": math.nan}, "srl.optimizer.learning_rate is nan; expected"),
+    ({"srl__kl_coef": math.nan}, "srl.kl_coef is nan; expected 0 or more"),
+    (
+      {"srl__patience": 3, "evaluation__every": 0},
+      "srl.patience is 3 but evaluation.every is 0; expected more than 0, or patience 0",
+    ),
     ({"data__test": ("mgsn",)}, "data.test has source 'mgsn'; .* or one of mgsm, mgsm_rev2"),
     ({"data__srl": ("mgsm",)}, "data.srl has the evaluation set 'mgsm'; expected it in data.test"),
   ],
@@ -101,6 +117,24 @@ def test_the_shipped_configurations_are_valid():
 def test_each_problem_is_named_with_its_key(changes, said):
   with pytest.raises(ValueError, match=said):
     validation.check(_config(**changes), devices=4)
+
+
+def _numbers():
+  return {
+    key: value
+    for key, value in flatten(_config()).items()
+    if isinstance(value, int | float) and not isinstance(value, bool)
+  }
+
+
+@pytest.mark.parametrize("key", _numbers())
+def test_no_number_may_be_nan_or_anything(key):
+  wrong = [math.nan] if isinstance(_numbers()[key], float) else []
+  if not key.startswith(("mesh.", "reward.")):  # which the mesh checks; which weigh as one likes
+    wrong.append(-3)
+  for value in wrong:
+    with pytest.raises(ValueError, match=rf"(?m)^  {re.escape(key)} is {value}(\.0)?; expected"):
+      validation.check(_config(**{key: value}))
 
 
 def test_microbatches_that_would_divide_are_named():
@@ -148,6 +182,30 @@ def test_a_later_stage_cannot_find_its_questions_too_long(tmp_path):
   with pytest.raises(ValueError, match=r"data.srl: none of 25 questions has a prompt of at most 2"):
     make_run(_config(srl__max_prompt_length=2), tmp_path)
   make_run(_config(srl__max_prompt_length=2), tmp_path, pools=("test",))
+
+
+@pytest.mark.parametrize(
+  ("metric", "languages", "said"),
+  [
+    ("sampled/target_accuracy", ("en", "de"), "evaluation.sampled is False"),
+    ("pivot_accuracy", ("de", "es"), "data.development has no question in en"),
+    ("target_accuracy", ("en",), "data.development has no question in de, .*"),
+    ("pivot_accuracy", ("en",), None),
+    ("target_accuracy", ("de",), None),
+  ],
+)
+def test_a_metric_that_is_not_measured_is_found_before_training(tmp_path, metric, languages, said):
+  metric = f"development/{metric}"
+  run = make_run(_config(checkpoint__metric=metric, evaluation__sampled=False), tmp_path)
+  kept = [question for question in run.pools["development"] if question.language in languages]
+  run.pools["development"] = kept
+  if said is None:
+    Evaluator(run)
+    return
+  with pytest.raises(ValueError, match=f"checkpoint.metric is '{metric}', but {said}; expected"):
+    Evaluator(run)
+  del run.pools["development"]  # as in eval.py, which measures nothing there
+  Evaluator(run)
 
 
 def test_over_long_prompts_are_counted_and_left_out_never_cut(tmp_path, capsys):

@@ -57,7 +57,7 @@ def test_killed_stopped_and_damaged_it_ends_as_if_nothing_had_been(
   data[len(data) // 2] ^= 4
   victim.write_bytes(data)
   # And the run is killed while it answers the test questions after PAM.
-  ended = end(3, pattern="results/pam")
+  ended = end(5, pattern="results/pam")
   assert ended.returncode == -signal.SIGKILL, ended.stderr[-3000:]
   assert f"checkpoint {newest} is damaged" in ended.stderr
   assert "another checksum than was written" in ended.stderr
