@@ -14,8 +14,8 @@ First of all the questions are compared (`DIR/leakage.json`); a test question in
 development is an error. `--search` tries the scale's grid of hyper-parameters on the development
 questions and records it; the study then takes what it chose.
 
-Each leg writes what is finished: `DIR/study.md` with a table and a chart for each question,
-`study.json`, and the report page of all runs, `report.html`.
+Each leg writes what is finished in DIR, of whatever legs: `study.md` with a table and a chart for
+each question, `study.json`, and the report page of all runs, `report.html`.
 """
 
 import argparse
@@ -125,8 +125,8 @@ def run_arms(study: Study, names: Sequence[str], seeds: int, leg: arms.Leg, free
 def write_results(
   study: Study, names: Sequence[str], seeds: int, leaks: leakage.Leakage, command: str
 ) -> None:
-  """Writes the page, the JSON and the report of what is finished."""
-  found = results.collect(study, names, seeds, leaks.trained)
+  """Writes the page, the JSON and the report of all that is finished, asked for or not."""
+  found = results.collect(study, leaks.trained)
   path = study.workdir / search.NAME
   searched = json.loads(path.read_text("utf-8")) if path.exists() else None
   written = page.write(study, found, leaks, searched, names=names, seeds=seeds, command=command)

@@ -313,7 +313,7 @@ def collected(tmp_path):
     more = [1] * (8 + 4 * seed)
     right = {"en": [1] * 20, "de": more + [0] * (20 - len(more)), "bn": [1] * 10 + [0] * 10}
     finished_arm(study, "pivot", seed, right)
-  return results.collect(study, ("base", "pam", "pivot", "gold"), 2, ["de"])
+  return results.collect(study, ["de"])
 
 
 def test_gaps_are_paired_and_averaged_over_seeds(tmp_path):
@@ -334,6 +334,13 @@ def test_gaps_are_paired_and_averaged_over_seeds(tmp_path):
   assert found.gap("pam", "gold", "held_out", "greedy", ("de",)) is None
   mean, error = found.accuracy("pivot", "held_out", "greedy", "trained")
   assert (mean, error) == (pytest.approx(0.5), pytest.approx(0.1))
+
+
+def test_what_is_finished_is_reported_whatever_was_asked_for(tmp_path):
+  found = collected(tmp_path)
+  assert [(name, found.seeds(name)) for name in found.arms] == [
+    ("base", [0, 1]), ("pam", [0, 1]), ("pivot", [0, 1]),
+  ]  # fmt: skip
 
 
 def test_every_question_is_answered_with_what_there_is(tmp_path):
@@ -522,6 +529,12 @@ def test_the_smoke_study(tmp_path, environment, monkeypatch, capsys):
   assert "PASMR report: pam, pivot, continued_pam" in (tmp_path / "report.html").read_text("utf-8")
 
   before = (tmp_path / "seed0" / "pivot" / "train.legs.jsonl").read_bytes()
+  # A leg of other arms keeps what is finished, and names only what it was asked for as missing.
+  assert program.main([*command, "--arms=gold", "--report"]) == 0
+  again = json.loads((tmp_path / "study.json").read_text("utf-8"))
+  assert list(again["arms"]) == list(found["arms"])
+  told = (tmp_path / "study.md").read_text("utf-8")
+  assert "Not finished, and not in the table: SRL, gold reward (seed 0)." in told
   assert program.main([*command, "--free"]) == 0
   assert (tmp_path / "seed0" / "pivot" / "train.legs.jsonl").read_bytes() == before
   assert not (tmp_path / "seed0" / "pivot" / "checkpoints").exists()

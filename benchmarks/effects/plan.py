@@ -142,6 +142,11 @@ class Study:
     config.update_from_flattened_dict(flat)
     return config
 
+  def seeds(self) -> list[int]:
+    """Those that have a folder."""
+    names = (folder.name.removeprefix("seed") for folder in self.workdir.glob("seed*"))
+    return sorted(int(name) for name in names if name.isdecimal())
+
   def arm(self, name: str, seed: int) -> Arm:
     """The programs of `base`, `pam` or one of `ARMS`.
 

@@ -157,21 +157,19 @@ class Results:
     return [(step, float(np.mean(found))) for step, found in sorted(values.items())]
 
 
-def collect(study: Study, names: Sequence[str], seeds: int, trained: Sequence[str]) -> Results:
-  """Reads what is finished.
+def collect(study: Study, trained: Sequence[str]) -> Results:
+  """Reads what is finished, whichever arms and seeds the newest leg was asked for.
 
   Args:
     study: which study.
-    names: arms, with `base` and `pam`.
-    seeds: how many.
     trained: languages that PAM learned from.
   """
   config = study.configuration()
   arms: dict[str, list[Arm]] = {}
-  for name in sorted(names, key=(*BEFORE, *ARMS).index):
-    for seed in range(seeds):
-      if name == "continued_pam_tokens" and not study.arm("pivot", seed).finished():
-        continue  # how long it is follows from the pivot's run
+  for name in (*BEFORE, *ARMS):
+    for seed in study.seeds():
+      if name in ARMS and not (study.workdir / f"seed{seed}" / name).exists():
+        continue  # not begun; how long one of them is follows from the pivot's run
       arm = study.arm(name, seed)
       if arm.finished():
         arms.setdefault(name, []).append(arm)
