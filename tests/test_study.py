@@ -14,6 +14,7 @@ import pytest
 
 from benchmarks import study as program
 from benchmarks.effects import arms, charts, leakage, plan, questions, results, roofline, search
+from benchmarks.effects import page as study_page
 from configs import base, study_gemma3_270m
 from pasmr_jax.data.questions import Question
 from pasmr_jax.experiment import validation
@@ -151,7 +152,7 @@ import pathlib, signal, sys, time
 folder = pathlib.Path(next(f for f in sys.argv if f.startswith("--workdir="))[10:])
 signal.signal(signal.SIGTERM, lambda *_: sys.exit(75))
 with (folder / "starts").open("a") as file: file.write("x")
-wait = next((f for f in sys.argv if f.startswith("--config.wait=")), "--config.wait=0")[14:]
+wait = next(f for f in sys.argv if f.startswith("--config.prompt.question="))[25:]
 if wait == "fail": sys.exit("it broke here")
 (folder / "ready").touch()
 time.sleep(float(wait))
@@ -165,7 +166,7 @@ def fake(tmp_path):
   script.write_text(SCRIPT)
 
   def make(wait):
-    settings = {"wait": wait, "init_from": tmp_path}
+    settings = {"prompt.question": wait, "init_from": tmp_path}
     return arms.Program(
       folder=tmp_path / "run", config=SMOKE, settings=settings, script=str(script)
     )
@@ -179,10 +180,58 @@ def test_a_finished_program_is_not_run_again(fake):
   assert (fake("0").folder / "starts").read_text() == "x"
   (leg,) = fake("0").legs()
   assert leg["code"] == 0
-  assert leg["settings"]["wait"] == "0"
+  assert leg["settings"]["prompt.question"] == "0"
+  assert leg["settings"]["pam.steps"] == 160  # the configuration's
   assert "init_from" not in leg["settings"]  # a place
-  with pytest.raises(ValueError, match=r"holds a finished .* with wait = '0', expected '1'"):
+  with pytest.raises(ValueError, match=r"holds a finished .* prompt.question = '0', expected '1'"):
     arms.run(fake("1"), arms.Leg(), os.environ)
+
+
+def finished_program(folder, **settings):
+  """A program that has ended well with these settings."""
+  folder.mkdir(exist_ok=True)
+  made = arms.Program(folder=folder, config=SMOKE, settings=settings)
+  made.ended(0, 1.0, 1.0)
+  return made
+
+
+def test_a_finished_program_is_the_same_however_its_settings_are_typed(tmp_path):
+  rate, data = "pam.optimizer.learning_rate", "data.test"
+  made = finished_program(tmp_path, **{rate: "1e-2", data: "('synthetic:8',)", "data.root": "/a"})
+  for settings in ({}, {rate: 0.01}, {"pam.steps": "160"}, {data: '("synthetic:8",)'},
+                   {"log.progress": "False"}, {"checkpoint.every": 5}, {"data.root": "/b"},
+                   {"evaluation.development_questions": 9}):  # fmt: skip
+    assert dataclasses.replace(made, settings=settings).finished(), settings
+  for settings in ({rate: 0.02}, {"seed": 1}, {"model.pretrained": "/models/other.gguf"}):
+    with pytest.raises(ValueError, match="holds a finished"):
+      dataclasses.replace(made, settings=settings).finished()
+
+
+def test_a_finished_program_remembers_its_model_by_name(tmp_path):
+  made = finished_program(tmp_path, **{"model.pretrained": "/here/model.gguf"})
+  assert dataclasses.replace(made, settings={"model.pretrained": "/there/model.gguf"}).finished()
+  with pytest.raises(ValueError, match=r"= 'model\.gguf', expected 'other\.gguf'"):
+    dataclasses.replace(made, settings={"model.pretrained": "/here/other.gguf"}).finished()
+
+
+def test_an_edited_configuration_is_another(tmp_path, monkeypatch):
+  made = finished_program(tmp_path)
+  edited = study_gemma3_270m.get_config("smoke")
+  edited.srl.kl_coef = 0.5
+  monkeypatch.setattr(study_gemma3_270m, "get_config", lambda scale: edited)
+  with pytest.raises(ValueError, match=r"srl\.kl_coef = 0\.\d+, expected 0\.5"):
+    made.finished()
+
+
+def test_legs_of_older_code_hold_what_was_typed(tmp_path):
+  typed = {"log.progress": "False", "seed": "0", "stages": "('base','pam')", "pam.steps": "160",
+           "pam.optimizer.learning_rate": "1e-2", "config": SMOKE, "flags": ""}  # fmt: skip
+  ended = {"script": "train.py", "code": 0, "seconds": 1.0, "cpu_seconds": 1.0}
+  write_lines(tmp_path, "train.legs.jsonl", [{**ended, "settings": typed}])
+  made = arms.Program(folder=tmp_path, config=SMOKE, settings={"seed": 0})
+  assert made.finished()
+  with pytest.raises(ValueError, match=r"pam\.steps = '160', expected 150"):
+    dataclasses.replace(made, settings={"pam.steps": "150"}).finished()
 
 
 def test_a_failed_program_shows_what_it_printed(fake):
@@ -341,6 +390,22 @@ def test_what_is_finished_is_reported_whatever_was_asked_for(tmp_path):
   assert [(name, found.seeds(name)) for name in found.arms] == [
     ("base", [0, 1]), ("pam", [0, 1]), ("pivot", [0, 1]),
   ]  # fmt: skip
+
+
+def test_an_arm_that_was_made_otherwise_is_left_out_and_told(tmp_path):
+  collected(tmp_path)
+  changed = make_study(tmp_path, **{"srl.kl_coef": "0.5"})
+  finished_arm(changed, "pam", 0, {"en": [1] * 20, "de": [0] * 20})
+  found = results.collect(changed, ["de"])
+  assert found.seeds("pam") == [0]
+  assert found.seeds("pivot") == []
+  assert "srl.kl_coef = 0.02, expected 0.5" in found.refused["pivot", 1]
+  leaks = leakage.Leakage({}, {}, [], [], [], [], ["de"], None)
+  names = ("base", "pam", "pivot")
+  page = study_page.write(changed, found, leaks, None, names=names, seeds=2, command="study")
+  told = page.read_text("utf-8")
+  assert "Not in the table: SRL, pivot feedback (seed 1): " in told
+  assert "Not finished" not in told
 
 
 def test_every_question_is_answered_with_what_there_is(tmp_path):

@@ -2,13 +2,15 @@
 
 `after_pam` says what an arm changes: it goes on from the last parameters of a PAM run. `run` starts
 a program as a process and waits for it. What it prints goes to `FOLDER/NAME.log`; each time it ends
-a line of `FOLDER/NAME.legs.jsonl` says how: its settings, seconds and exit code. A program that has
-ended well is not run again, and one that has not goes on where it stopped, because train.py and
-eval.py do. A `Leg` ends all that by asking the running program to stop (SIGTERM), as a terminal's
-Ctrl-C does: train.py then saves a checkpoint and leaves.
+a line of `FOLDER/NAME.legs.jsonl` says how: its configuration, seconds and exit code. A program
+that has ended well is not run again, and one that has not goes on where it stopped, because
+train.py and eval.py do. A `Leg` ends all that by asking the running program to stop (SIGTERM), as a
+terminal's Ctrl-C does: train.py then saves a checkpoint and leaves.
 """
 
+import ast
 import dataclasses
+import importlib
 import json
 import math
 import os
@@ -23,6 +25,11 @@ from collections.abc import Mapping, Sequence
 from types import FrameType
 from typing import Any
 
+from ml_collections import ConfigDict
+
+from pasmr_jax import Config
+from pasmr_jax.experiment.reliability.identity import flatten
+
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 SOURCES = ("pivot", "gold", "target_majority", "random", "shuffled")  # of self-feedback
 # More PAM instead: as many steps as SRL has, or as many tokens as it samples and learns from.
@@ -31,7 +38,9 @@ ARMS = (*SOURCES, *CONTINUED)
 
 EXIT_STOPPED = 75  # of train.py, when it was asked to stop; the same command goes on
 # Where things lie; a finished program stays finished when they move.
-_PLACES = ("init_from", "data.root", "model.pretrained", "evaluation.exemplar_file")
+_PLACES = ("init_from", "data.root", "evaluation.exemplar_file")
+# How a run is watched and kept; its tests do not depend on it.
+_FREE = ("log.", "checkpoint.", "guard.", "evaluation.development_", "evaluation.label_")
 _LOOK = 0.2  # seconds between looks at a running program
 
 
@@ -73,7 +82,7 @@ class Program:
 
   folder: pathlib.Path  # its --workdir
   config: str  # configs/FILE.py[:ARGUMENT], from the checkout's root
-  settings: Mapping[str, Any]  # keys of the configuration that it sets
+  settings: Mapping[str, Any]  # keys of the configuration that it sets; see `configuration`
   name: str = "train"  # of its log and its legs
   script: str = "train.py"
   flags: tuple[str, ...] = ()
@@ -108,11 +117,12 @@ class Program:
     if not done:
       return False
     before, now = done[-1]["settings"], self._kept()
-    for key in sorted(before.keys() | now.keys()):
-      if before.get(key) != now.get(key):
+    # A key that only one of them has is older or newer than the other's code.
+    for key in sorted(before.keys() & now.keys()):
+      if not _alike(before[key], now[key]):
         raise ValueError(
-          f"{self.folder} holds a finished {self.script} with {key} = {before.get(key)!r}, expected"
-          f" {now.get(key)!r}: name another --workdir, or move the folder away"
+          f"{self.folder} holds a finished {self.script} with {key} = {before[key]!r}, expected"
+          f" {now[key]!r}: name another --workdir, or move the folder away"
         )
     return True
 
@@ -136,10 +146,50 @@ class Program:
     with (self.folder / f"{self.name}.legs.jsonl").open("a", encoding="utf-8") as file:
       file.write(json.dumps(line) + "\n")
 
-  def _kept(self) -> dict[str, str]:
-    """What its results depend on, as text."""
-    kept = {key: str(value) for key, value in self.settings.items() if key not in _PLACES}
+  def _kept(self) -> dict[str, Any]:
+    """What its results depend on: its whole configuration, however that was typed."""
+    flat = flatten(configuration(self.config, self.settings))
+    kept = {
+      key: value for key, value in flat.items() if key not in _PLACES and not key.startswith(_FREE)
+    }
+    kept["model.pretrained"] = pathlib.PurePath(kept["model.pretrained"]).name
     return kept | {"config": self.config, "flags": " ".join(self.flags)}
+
+
+def configuration(config: str, settings: Mapping[str, Any]) -> Config:
+  """A configuration with settings, as train.py will see it.
+
+  Args:
+    config: configs/FILE.py[:ARGUMENT], from the checkout's root.
+    settings: key -> value; what is given as text is read as on a command line.
+
+  Raises:
+    ValueError: a key that is none, or a value that it cannot have.
+  """
+  path, _, argument = config.partition(":")
+  module = importlib.import_module(path.removesuffix(".py").replace("/", "."))
+  found: Config = module.get_config(argument) if argument else module.get_config()
+  for key, value in settings.items():
+    held: Any = found
+    for part in key.split("."):
+      if not isinstance(held, ConfigDict) or part not in held:
+        raise ValueError(f"--set={key}: no such key; configs/base.py declares them all")
+      held = held[part]
+    found.update_from_flattened_dict({key: _value(held, value)})
+  return found
+
+
+def _value(held: Any, value: Any) -> Any:
+  if isinstance(held, str):
+    return str(value)
+  return ast.literal_eval(value) if isinstance(value, str) else value
+
+
+def _alike(before: Any, now: Any) -> bool:
+  """Whether a key has the value that it had; legs of older code hold what was typed."""
+  if isinstance(before, str):
+    before = _value(now, before)
+  return json.loads(json.dumps(before)) == now
 
 
 def after_pam(arm: str, pam: pathlib.Path, steps: int) -> dict[str, Any]:

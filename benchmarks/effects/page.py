@@ -193,13 +193,17 @@ def _time(results: Results) -> str:
 
 
 def _missing(results: Results, names: Sequence[str], seeds: int) -> str:
+  """What was asked for and is not there, and what is there and does not belong to the rest."""
   missing = [
     f"{CALLED[name]} (seed {seed})"
     for name in names
     for seed in range(seeds)
-    if seed not in results.seeds(name)
+    if seed not in results.seeds(name) and (name, seed) not in results.refused
   ]
-  return f"Not finished, and not in the table: {', '.join(missing)}.\n\n" if missing else ""
+  told = f"Not finished, and not in the table: {', '.join(missing)}.\n\n" if missing else ""
+  for (name, seed), reason in results.refused.items():
+    told += f"Not in the table: {CALLED[name]} (seed {seed}): {reason}.\n\n"
+  return told
 
 
 def write(

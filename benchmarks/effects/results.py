@@ -66,6 +66,7 @@ class Results:
   groups: dict[str, tuple[str, ...]]  # trained, unseen, and the pivot by its code -> languages
   sets: tuple[str, ...]
   pivot: str
+  refused: dict[tuple[str, int], str]  # (arm, seed) that was made otherwise -> how
 
   def seeds(self, name: str) -> list[int]:
     return [arm.seed for arm in self.arms.get(name, ())]
@@ -166,13 +167,17 @@ def collect(study: Study, trained: Sequence[str]) -> Results:
   """
   config = study.configuration()
   arms: dict[str, list[Arm]] = {}
+  refused: dict[tuple[str, int], str] = {}
   for name in (*BEFORE, *ARMS):
     for seed in study.seeds():
       if name in ARMS and not (study.workdir / f"seed{seed}" / name).exists():
         continue  # not begun; how long one of them is follows from the pivot's run
-      arm = study.arm(name, seed)
-      if arm.finished():
-        arms.setdefault(name, []).append(arm)
+      try:
+        arm = study.arm(name, seed)
+        if arm.finished():
+          arms.setdefault(name, []).append(arm)
+      except ValueError as error:
+        refused[name, seed] = str(error)
   groups = {
     "trained": tuple(code for code in config.languages if code in trained),
     "unseen": tuple(code for code in config.languages if code not in trained),
@@ -183,6 +188,7 @@ def collect(study: Study, trained: Sequence[str]) -> Results:
     groups={name: codes for name, codes in groups.items() if codes},
     sets=tuple(study.scale.sets),
     pivot=config.pivot,
+    refused=refused,
   )
 
 
