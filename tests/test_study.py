@@ -110,6 +110,26 @@ def test_the_real_base_model_has_worked_examples(tmp_path):
   assert base.folder == tmp_path / "seed0" / "base"
 
 
+@pytest.mark.parametrize("scale", plan.SCALES)
+def test_the_base_model_may_answer_as_long_as_the_arms(tmp_path, scale):
+  study = make_study(tmp_path, scale, **{"data.root": "/data", "model.pretrained": "weights"})
+  for one in study.arm("base", 0).programs:
+    asked = arms.configuration(one.config, one.settings).evaluation
+    assert asked.max_new_tokens >= study.configuration().evaluation.max_new_tokens
+
+
+def test_what_the_base_model_wrote_is_shown_too(tmp_path):
+  found = collected(tmp_path)
+  shares = {"truncated/target": 0.4, "rule/none": 0.1, "tokens/target": 70.0}
+  for arm in found.arms["base"]:
+    measures = {"well_formed_rate": 0.65, "number_recall/target": 0.5, **shares}
+    write = arm.answers["held_out"].with_suffix(".json")
+    write.write_text(json.dumps({"greedy": measures}))
+  lines = study_page._responses(found).splitlines()
+  (line,) = [line for line in lines if line.startswith("| base model")]
+  assert line == "| base model |  | 40.0 ± 0.0 | 10.0 ± 0.0 |  |  |  | 70.0 ± 0.0 |"
+
+
 def test_settings_reach_the_configuration(tmp_path):
   study = make_study(tmp_path, **{"srl.steps": "5", "languages": "('es',)"})
   config = study.configuration()

@@ -7,7 +7,6 @@ said to be missing.
 """
 
 import dataclasses
-import functools
 import json
 import pathlib
 from collections.abc import Mapping, Sequence
@@ -85,23 +84,26 @@ def _responses(results: Results) -> str:
     "language/translation/target": "translation in the pivot",
     "number_recall/target": "numbers kept",
   }
+  asked_of_all = ("truncated/target", "rule/none", "tokens/target")
   lines = [
     "| arm | " + " | ".join(shares.values()) + " | chrF++ | tokens |",
     "|---" * (len(shares) + 3) + "|",
   ]
   for name in results.arms:
-    if name == "base":
-      continue  # it was not asked for a translation
-    mean = functools.partial(results.mean, name, results.sets[0], "greedy")
-    cells = [percent(mean(measure)) for measure in shares]
-    cells += [percent(mean(measure), 1.0) for measure in ("chrf/target", "tokens/target")]
+    scales = dict.fromkeys(shares, 100.0) | {"chrf/target": 1.0, "tokens/target": 1.0}
+    cells = [
+      percent(results.mean(name, results.sets[0], "greedy", measure), scale)
+      if name != "base" or measure in asked_of_all
+      else ""
+      for measure, scale in scales.items()
+    ]
     lines.append(f"| {CALLED[name]} | " + " | ".join(cells) + " |")
   if len(lines) == 2:
-    return "No arm that was taught the format is finished."
+    return "No arm is finished."
   return (
     f"{results.sets[0]}, greedy, target languages, in %; no answer also over the pivot's questions."
-    " Numbers of the question are counted where there is a translation, chrF++ (0 to"
-    " 100) with a missing one as empty.\n\n" + "\n".join(lines)
+    " The base model was not asked for a translation. Numbers of the question are counted where"
+    " there is a translation, chrF++ (0 to 100) with a missing one as empty.\n\n" + "\n".join(lines)
   )
 
 

@@ -37,12 +37,11 @@ class Scale:
 
 
 _SETS = {"mgsm": "", "msvamp": "('msvamp[:250]',)"}
-_EIGHT_SHOT = {
+_EIGHT_SHOT = {  # answers may be as long as those of the arms
   "evaluation.ask": "native_cot",
   "evaluation.exemplars": 8,
   "evaluation.max_prompt_length": 4096,
   "evaluation.batch_size": 64,
-  "evaluation.max_new_tokens": 256,
 }
 _GRID = {
   "pam": {
@@ -84,7 +83,6 @@ SCALES: Mapping[str, Scale] = {
       "evaluation.exemplars": 2,
       "evaluation.sampled": False,
       "evaluation.max_prompt_length": 1536,
-      "evaluation.max_new_tokens": 96,
       "evaluation.batch_size": 32,
       "rollout.prompt_bucket": 128,
     },
