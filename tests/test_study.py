@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import os
+import pathlib
 import signal
 import subprocess
 import sys
@@ -168,13 +169,17 @@ def test_equal_tokens_waits_for_the_pivot(tmp_path):
 
 
 SCRIPT = """
-import pathlib, signal, sys, time
+import os, pathlib, signal, sys, time
 folder = pathlib.Path(next(f for f in sys.argv if f.startswith("--workdir="))[10:])
-signal.signal(signal.SIGTERM, lambda *_: sys.exit(75))
+def stop(*_):
+  (folder / "asked").touch()
+  sys.exit(75)
+signal.signal(signal.SIGTERM, stop)
 with (folder / "starts").open("a") as file: file.write("x")
 wait = next(f for f in sys.argv if f.startswith("--config.prompt.question="))[25:]
 if wait == "fail": sys.exit("it broke here")
-(folder / "ready").touch()
+(folder / "part").write_text(str(os.getpid()))
+(folder / "part").rename(folder / "ready")
 time.sleep(float(wait))
 """
 
@@ -252,6 +257,62 @@ def test_legs_of_older_code_hold_what_was_typed(tmp_path):
   assert made.finished()
   with pytest.raises(ValueError, match=r"pam\.steps = '160', expected 150"):
     dataclasses.replace(made, settings={"pam.steps": "150"}).finished()
+
+
+def test_a_line_that_a_crash_cut_off_does_not_matter(tmp_path):
+  made = finished_program(tmp_path)
+  legs = tmp_path / "train.legs.jsonl"
+  whole = legs.read_text()
+  legs.write_text(whole + whole[:40])
+  assert made.finished()
+  made.ended(1, 2.0, 2.0)
+  assert [leg["seconds"] for leg in made.legs()] == [1.0, 2.0]
+  legs.write_text(whole[:40] + whole + whole)  # as code before this one went on after a crash
+  assert [leg["seconds"] for leg in made.legs()] == [1.0]
+
+
+KILLED = """
+import os, pathlib, sys
+from benchmarks.effects import arms
+folder, script = sys.argv[1:]
+settings = {"prompt.question": "60"}
+program = arms.Program(
+  folder=pathlib.Path(folder), config="CONFIG", settings=settings, script=script
+)
+arms.run(program, arms.Leg(), os.environ)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells a child of its parent's end")
+def test_what_a_killed_study_runs_is_stopped_and_its_start_is_known(fake, tmp_path):
+  slow = fake("60")
+  command = [sys.executable, "-c", KILLED.replace("CONFIG", SMOKE), str(slow.folder), slow.script]
+  parent = subprocess.Popen(command, cwd=arms.ROOT)
+  wait_for(lambda: (slow.folder / "ready").exists())
+  child = int((slow.folder / "ready").read_text())
+  parent.kill()
+  parent.wait()
+  wait_for(lambda: (slow.folder / "asked").exists())
+  wait_for(lambda: not running(child))
+  (leg,) = slow.legs()
+  assert (leg["code"], leg["seconds"]) == (None, 0.0)
+  assert not slow.finished()
+  arms.run(fake("0"), arms.Leg(), os.environ)  # the next start
+  assert [leg["code"] for leg in slow.legs()] == [None, 0]
+
+
+def wait_for(happened, seconds=60):
+  end = time.monotonic() + seconds
+  while not happened():
+    assert time.monotonic() < end
+    time.sleep(0.02)
+
+
+def running(pid):
+  try:
+    return pathlib.Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+  except OSError:
+    return False
 
 
 def test_a_failed_program_shows_what_it_printed(fake):

@@ -1,14 +1,15 @@
 """Arms of an experiment: ordinary runs of train.py and eval.py, each in a folder of its own.
 
 `after_pam` says what an arm changes: it goes on from the last parameters of a PAM run. `run` starts
-a program as a process and waits for it. What it prints goes to `FOLDER/NAME.log`; each time it ends
-a line of `FOLDER/NAME.legs.jsonl` says how: its configuration, seconds and exit code. A program
-that has ended well is not run again, and one that has not goes on where it stopped, because
+a program as a process and waits for it. What it prints goes to `FOLDER/NAME.log`; for each start a
+line of `FOLDER/NAME.legs.jsonl` says how it ended: its configuration, seconds and exit code. A
+program that has ended well is not run again, and one that has not goes on where it stopped, because
 train.py and eval.py do. A `Leg` ends all that by asking the running program to stop (SIGTERM), as a
 terminal's Ctrl-C does: train.py then saves a checkpoint and leaves.
 """
 
 import ast
+import contextlib
 import dataclasses
 import importlib
 import json
@@ -29,6 +30,7 @@ from ml_collections import ConfigDict
 
 from pasmr_jax import Config
 from pasmr_jax.experiment.reliability.identity import flatten
+from pasmr_jax.experiment.reliability.storage import write_whole
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 SOURCES = ("pivot", "gold", "target_majority", "random", "shuffled")  # of self-feedback
@@ -101,11 +103,20 @@ class Program:
   def log(self) -> pathlib.Path:
     return self.folder / f"{self.name}.log"
 
+  @property
+  def _legs(self) -> pathlib.Path:
+    return self.folder / f"{self.name}.legs.jsonl"
+
   def legs(self) -> list[dict[str, Any]]:
-    """How it has ended so far, each time; a line that a crash cut off is left out."""
-    path = self.folder / f"{self.name}.legs.jsonl"
-    lines = path.read_text("utf-8").splitlines(keepends=True) if path.exists() else []
-    return [json.loads(line) for line in lines if line.endswith("\n")]
+    """How it has ended so far, each time: with code None if nobody was there to see.
+
+    A line that a crash of older code cut off is left out.
+    """
+    found = []
+    for line in self._legs.read_text("utf-8").splitlines() if self._legs.exists() else ():
+      with contextlib.suppress(json.JSONDecodeError):
+        found.append(json.loads(line))
+    return found
 
   def finished(self) -> bool:
     """Whether it has ended well.
@@ -134,17 +145,23 @@ class Program:
     """Of processor time of all its legs together, over all cores."""
     return sum(leg["cpu_seconds"] for leg in self.legs())
 
+  def started(self) -> None:
+    """Writes down a leg of which nothing else is known, should nobody see its end."""
+    self._write_down([*self.legs(), self._leg(None, 0.0, 0.0)])
+
   def ended(self, code: int, seconds: float, cpu_seconds: float) -> None:
-    """Writes down the end of a leg."""
-    line = {
-      "script": self.script,
-      "settings": self._kept(),
-      "code": code,
-      "seconds": seconds,
-      "cpu_seconds": cpu_seconds,
-    }
-    with (self.folder / f"{self.name}.legs.jsonl").open("a", encoding="utf-8") as file:
-      file.write(json.dumps(line) + "\n")
+    """Writes down the end of the leg that started last."""
+    legs = self.legs()
+    if legs and legs[-1]["code"] is None:
+      legs.pop()
+    self._write_down([*legs, self._leg(code, seconds, cpu_seconds)])
+
+  def _leg(self, code: int | None, seconds: float, cpu_seconds: float) -> dict[str, Any]:
+    measured = {"code": code, "seconds": seconds, "cpu_seconds": cpu_seconds}
+    return {"script": self.script, "settings": self._kept(), **measured}
+
+  def _write_down(self, legs: Sequence[Mapping[str, Any]]) -> None:
+    write_whole(self._legs, "".join(json.dumps(leg) + "\n" for leg in legs))
 
   def _kept(self) -> dict[str, Any]:
     """What its results depend on: its whole configuration, however that was typed."""
@@ -222,19 +239,18 @@ def run(
   if leg.over:
     raise Stopped
   program.folder.mkdir(parents=True, exist_ok=True)
-  pin = None
-  if core is not None and hasattr(os, "sched_setaffinity"):
-    pin = lambda: os.sched_setaffinity(0, {core})  # noqa: E731
+  program.started()
+  pin = "" if core is None else str(core)
+  child = [sys.executable, str(ROOT / "benchmarks" / "effects" / "child.py"), str(os.getpid()), pin]
   start, asked = time.monotonic(), False
   with program.log.open("a", encoding="utf-8") as log:
     # In a group of its own: a Ctrl-C in the terminal reaches it once, through the leg.
     process = subprocess.Popen(
-      program.command(),
+      [*child, *program.command()],
       cwd=ROOT,
       env=dict(environment),
       stdout=log,
       stderr=log,
-      preexec_fn=pin,
       process_group=0,
     )
     try:
