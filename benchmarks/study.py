@@ -20,7 +20,6 @@ each question, `study.json`, and the report page of all runs, `report.html`.
 
 import argparse
 import dataclasses
-import hashlib
 import json
 import os
 import pathlib
@@ -36,6 +35,7 @@ if str(ROOT) not in sys.path:  # started by its path, Python knows only its fold
 from benchmarks.effects import arms, leakage, page, questions, results, search  # noqa: E402
 from benchmarks.effects.plan import BEFORE, SCALES, Study  # noqa: E402
 from pasmr_jax.experiment import report  # noqa: E402
+from pasmr_jax.experiment.reliability.storage import write_whole  # noqa: E402
 
 
 def make_study(options: argparse.Namespace) -> Study:
@@ -83,17 +83,10 @@ def packaged_model() -> str:
 
 
 def check_leakage(study: Study) -> leakage.Leakage:
-  """The comparison of questions, read back where the same one was made before."""
-  config = study.configuration()
-  made_of = [config.to_json_best_effort(), sorted(study.scale.sets.items())]
-  key = hashlib.sha256(json.dumps(made_of).encode()).hexdigest()
-  path = study.workdir / "leakage.json"
-  if path.exists():
-    found = json.loads(path.read_text("utf-8"))
-    if found.pop("key") == key:
-      return leakage.Leakage(**found)
-  found = leakage.check(config, study.scale.sets)
-  path.write_text(json.dumps({"key": key, **dataclasses.asdict(found)}, indent=2) + "\n", "utf-8")
+  """Compares the questions as they are now, which takes seconds, and writes down what was found."""
+  found = leakage.check(study.configuration(), study.scale.sets)
+  text = json.dumps(dataclasses.asdict(found), indent=2) + "\n"
+  write_whole(study.workdir / "leakage.json", text)
   return found
 
 
@@ -127,8 +120,7 @@ def write_results(
 ) -> None:
   """Writes the page, the JSON and the report of all that is finished, asked for or not."""
   found = results.collect(study, leaks.trained)
-  path = study.workdir / search.NAME
-  searched = json.loads(path.read_text("utf-8")) if path.exists() else None
+  searched = search.read(study.workdir)
   written = page.write(study, found, leaks, searched, names=names, seeds=seeds, command=command)
   folders = list(dict.fromkeys(arm.folder for arms_of in found.arms.values() for arm in arms_of))
   if folders:

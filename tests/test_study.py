@@ -393,8 +393,55 @@ def test_the_smoke_scale_has_no_leak(tmp_path):
   study = make_study(tmp_path)
   found = leakage.check(study.configuration(), study.scale.sets)
   assert not found.leaks
-  assert found.seen == {"pivot": 200, "triplets": 80, "srl": 80, "development": 12}
+  assert found.seen == {
+    "pivot": 200, "translation": 120, "target": 40, "triplets": 80, "srl": 80, "development": 12,
+  }  # fmt: skip
   assert found.tested == {"held_out": 24, "second": 18}
+
+
+def json_study(folder, **pools):
+  """A study whose pools, PAM's of solved target questions too, are files of German questions."""
+  settings = {"data.root": str(folder), "languages": "('de',)", "stages": "('pam',)"}
+  settings |= {"data.columns.answer": "", "data.columns.solution": "solution"}
+  settings |= {"pam.mixture.pivot": "0.0", "pam.mixture.target": "0.3"}
+  for pool in ("triplets", "target", "srl", "development", "test"):
+    texts = pools.get(pool, [f"{pool} Frage {number}" for number in ("eins", "zwei")])
+    rows = [{"question": text, "solution": "#### 1"} for text in texts]
+    write_lines(folder, f"{pool}_de.jsonl", rows)
+    settings[f"data.{pool}"] = f"('json:{{root}}/{pool}_{{target}}.jsonl',)"
+  study = make_study(folder, **settings)
+  return dataclasses.replace(study, scale=dataclasses.replace(study.scale, sets={"test": ""}))
+
+
+def test_line_numbers_of_files_are_no_ids(tmp_path):
+  found = program.check_leakage(json_study(tmp_path))
+  assert found.seen == {"target": 2, "triplets": 2, "srl": 2, "development": 2}
+  assert not found.leaks
+
+
+def test_the_same_lines_of_a_file_are_found_by_their_numbers(tmp_path):
+  study = json_study(tmp_path)
+  again = {"data.development": "('json:{root}/srl_{target}.jsonl[1:2]',)"}
+  study = dataclasses.replace(study, settings={**study.settings, **again})
+  with pytest.raises(leakage.LeakError, match=r"first json:\{root\}/srl\S*:000002: "):
+    program.check_leakage(study)
+
+
+def test_a_leak_through_any_pool_that_is_learned_from_is_named(tmp_path):
+  leaked = [f"Frage {number}" for number in range(7)]
+  study = json_study(tmp_path, target=leaked, test=leaked)
+  named = ", ".join(rf"json:\{{root\}}/test\S*:00000{number}" for number in range(1, 6))
+  with pytest.raises(leakage.LeakError, match=f"first {named}: "):
+    program.check_leakage(study)
+
+
+def test_edited_questions_are_compared_again(tmp_path):
+  study = json_study(tmp_path)
+  assert not program.check_leakage(study).leaks
+  assert json.loads((tmp_path / "leakage.json").read_text())["shared_texts"] == []
+  json_study(tmp_path, srl=["test Frage eins"])
+  with pytest.raises(leakage.LeakError):
+    program.check_leakage(study)
 
 
 @pytest.mark.slow
@@ -576,6 +623,12 @@ def test_the_search_tries_every_combination_and_is_read_back(tmp_path):
   stages = {"pam": {"chosen": {"pam.steps": 3}}, "srl": {"chosen": {"srl.steps": 4}}}
   (tmp_path / search.NAME).write_text(json.dumps({"stages": stages}))
   assert search.chosen(tmp_path) == {"pam.steps": 3, "srl.steps": 4}
+
+
+def test_a_broken_record_of_a_search_is_named(tmp_path, capsys):
+  (tmp_path / search.NAME).write_text('{"stages": {"pam')
+  assert program.main(["--scale=smoke", f"--workdir={tmp_path}"]) == 1
+  assert f"{tmp_path / search.NAME} is broken: " in capsys.readouterr().err
 
 
 def test_the_search_takes_the_best_last_step_on_development_questions(tmp_path, monkeypatch):
