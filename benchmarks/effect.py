@@ -25,6 +25,7 @@ if str(ROOT) not in sys.path:  # started by its path, Python knows only its fold
 from benchmarks.effects import arms as runs  # noqa: E402
 from benchmarks.effects.arms import mean_and_error  # noqa: E402
 
+CONFIG = "configs/tiny.py"
 STEPS = 200
 ARMS = (*runs.SOURCES, "continued_pam")
 
@@ -66,8 +67,8 @@ def program(workdir: pathlib.Path, seed: int, name: str) -> runs.Program:
   if name == "start":
     settings |= {"stages": "('base','pam')"}
   else:
-    settings |= runs.after_pam(name, folder / "start", STEPS)
-  return runs.Program(folder=folder / name, config="configs/tiny.py", settings=settings)
+    settings |= runs.after_pam(name, folder / "start", STEPS, runs.configuration(CONFIG, {}))
+  return runs.Program(folder=folder / name, config=CONFIG, settings=settings)
 
 
 def train(workdir: pathlib.Path, seeds: int, arms: list[str], jobs: int, leg: runs.Leg) -> None:

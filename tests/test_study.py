@@ -20,6 +20,7 @@ from configs import base, study_gemma3_270m
 from pasmr_jax.data.questions import Question
 from pasmr_jax.experiment import validation
 from pasmr_jax.experiment.planning.sizes import PUBLISHED
+from pasmr_jax.feedback import rewards
 
 SMOKE = "configs/study_gemma3_270m.py:smoke"
 
@@ -97,6 +98,20 @@ def test_an_arm_starts_from_pam_and_differs_in_its_source_only(tmp_path):
   }
   continued = study.arm("continued_pam", 0).programs[0].settings
   assert (continued["stages"], continued["pam.steps"]) == ("('pam',)", 8)
+
+
+@pytest.mark.parametrize("scale", ["smoke", "cpu", "gpu"])
+def test_no_pivot_answer_enters_a_control_without_the_pivot(tmp_path, scale):
+  """Where translations are taught, they are by what supervises the arm."""
+  study = make_study(tmp_path, scale)
+  for name in arms.SOURCES:
+    settings = study.arm(name, 0).programs[0].settings
+    config = arms.configuration(study.config, settings)
+    source, srl = config.feedback.source, config.srl
+    needed = rewards.needs_pivot_answers(source, srl.credit, srl.understanding_weight)
+    assert needed == (name in ("pivot", "shuffled"))
+    teaches = srl.credit == "all" or srl.understanding_weight > 0
+    assert teaches == (scale != "smoke")
 
 
 def test_the_real_base_model_has_worked_examples(tmp_path):

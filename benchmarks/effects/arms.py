@@ -34,6 +34,7 @@ from pasmr_jax.experiment.reliability.storage import write_whole
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 SOURCES = ("pivot", "gold", "target_majority", "random", "shuffled")  # of self-feedback
+_WITHOUT_PIVOT = ("gold", "target_majority", "random")
 # More PAM instead: as many steps as SRL has, or as many tokens as it samples and learns from.
 CONTINUED = ("continued_pam", "continued_pam_tokens")
 ARMS = (*SOURCES, *CONTINUED)
@@ -209,13 +210,19 @@ def _alike(before: Any, now: Any) -> bool:
   return json.loads(json.dumps(before)) == now
 
 
-def after_pam(arm: str, pam: pathlib.Path, steps: int) -> dict[str, Any]:
-  """What one of `ARMS` sets: so many steps from the last parameters of the run in `pam`."""
+def after_pam(arm: str, pam: pathlib.Path, steps: int, config: Config) -> dict[str, Any]:
+  """What one of `ARMS` sets: so many steps from the last parameters of the run in `pam`.
+
+  Where `config` teaches translations, and by the pivot's answers to them, an arm without the pivot
+  teaches whole responses by its own label: as many tokens, and nothing of the pivot in it.
+  """
   if arm in CONTINUED:
     return {"init_from": pam, "stages": "('pam',)", "pam.steps": steps}
   if arm not in SOURCES:
     raise ValueError(f"arm {arm!r}: expected one of {', '.join(ARMS)}")
-  return {"init_from": pam, "stages": "('srl',)", "srl.steps": steps, "feedback.source": arm}
+  own = arm in _WITHOUT_PIVOT and config.srl.understanding_weight > 0
+  changed = {"init_from": pam, "stages": "('srl',)", "srl.steps": steps, "feedback.source": arm}
+  return changed | ({"srl.credit": "all"} if own else {})
 
 
 def run(

@@ -158,7 +158,7 @@ class Study:
       settings = {
         **self.scale.arm_settings,
         **settings,
-        **after_pam(name, folder / "pam", steps),
+        **after_pam(name, folder / "pam", steps, config),
       }
     stage = "pam" if name == "pam" or name in CONTINUED else "srl"
     first, *others = self.scale.sets

@@ -90,7 +90,7 @@ def search(
       folder = study.workdir / "search" / f"{stage}-{number}"
       settings = {**fixed, **quiet, **taken, "seed": 0, "data.seed": 0, **point}
       if stage == "srl":
-        settings |= arms.after_pam("pivot", pam, config.srl.steps)
+        settings |= arms.after_pam("pivot", pam, config.srl.steps, config)
       program = arms.Program(folder=folder, config=study.config, settings=settings)
       arms.run(program, leg, environment)
       last = [line for line in metric_lines(folder, stage) if METRIC in line][-1]
