@@ -1,6 +1,7 @@
 """The study of a real model: arms, comparison of questions, numbers, and all of it at once."""
 
 import dataclasses
+import hashlib
 import json
 import os
 import pathlib
@@ -686,12 +687,54 @@ def test_the_search_takes_the_best_last_step_on_development_questions(tmp_path, 
     (["--scale=cpu"], "--scale=cpu needs --data"),
     (["--scale=smoke", "--arms=gold,gild"], "unknown 'gild'; expected some of pivot, gold"),
     (["--scale=smoke", "--set=srl.steps"], "--set=srl.steps: expected KEY=VALUE"),
-    (["--scale=smoke", "--sets=second"], "--sets=second: expected held_out, second"),
+    (["--scale=smoke", "--sets=second"], "--sets=second: expected some of held_out, second"),
+    (["--scale=smoke", "--sets=held_out,secund"], "--sets=held_out,secund: expected some of held"),
+    (["--scale=smoke", "--set=srl.steps="], "--set=srl.steps=: expected a value like 8"),
+    (["--scale=smoke", "--set=srl.steps=1.5"], "--set=srl.steps=1.5: expected a value like 8"),
+    (["--scale=smoke", "--set=srl.steps=abc"], "--set=srl.steps=abc: expected a value like 8"),
+    (["--scale=smoke", "--set=srl=1"], "--set=srl: no such key"),
+    (["--scale=smoke", "--set=srl.steps.x=1"], "--set=srl.steps.x: no such key"),
+    (["--scale=smoke", "--config=configs/nope.py"], "--config=configs/nope.py: no such study"),
+    (["--scale=smoke", "--config=configs/tiny.py"], "--config=configs/tiny.py: no such study"),
+    (
+      ["--scale=cpu", "--data=.", "--config=configs/study_qwen2_5_coder_0_5b.py"],
+      "--model names no weights",
+    ),
+    (["--scale=smoke", "--arms=continued_pam_tokens"], "pivot is not finished"),
+    (["--scale=cpu", "--data=/nowhere", "--model=x.gguf"], "exemplars.json: no such file"),
   ],
 )
 def test_a_wrong_command_line_is_told(tmp_path, capsys, arguments, said):
   assert program.main([f"--workdir={tmp_path}", *arguments]) == 1
   assert said in capsys.readouterr().err
+
+
+def test_a_configuration_may_be_named_by_any_path(tmp_path):
+  for path in ("./configs/study_gemma3_270m.py", str(arms.ROOT / "configs/study_gemma3_270m.py")):
+    command = [f"--workdir={tmp_path}", "--scale=smoke", f"--config={path}"]
+    assert program.make_study(program.parse(command)).config == SMOKE
+
+
+def test_checkpoints_are_freed_when_every_set_of_the_scale_is_tested(tmp_path, monkeypatch):
+  monkeypatch.setattr(arms, "run", lambda one, leg, environment: one.ended(0, 1.0, 1.0))
+  study = make_study(tmp_path)
+  checkpoints = tmp_path / "seed0" / "gold" / "checkpoints"
+  checkpoints.mkdir(parents=True)
+  scale = dataclasses.replace(study.scale, sets={"held_out": ""})
+  part = dataclasses.replace(study, scale=scale)
+  program.run_arms(part, ["pam", "gold"], 1, arms.Leg(), free=True)
+  assert checkpoints.exists()
+  program.run_arms(study, ["pam", "gold"], 1, arms.Leg(), free=True)
+  assert not checkpoints.exists()
+
+
+def test_the_page_names_the_weights(tmp_path):
+  weights = tmp_path / "model.gguf"
+  weights.write_bytes(b"weights")
+  digest = hashlib.sha256(b"weights").hexdigest()
+  said = study_page._weights(make_study(tmp_path, **{"model.pretrained": str(weights)}))
+  assert said == f"model.gguf, 7 bytes, SHA-256 {digest}"
+  assert study_page._weights(make_study(tmp_path)) == "random"
 
 
 # All at once.

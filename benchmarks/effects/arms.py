@@ -190,10 +190,13 @@ def configuration(config: str, settings: Mapping[str, Any]) -> Config:
   for key, value in settings.items():
     held: Any = found
     for part in key.split("."):
-      if not isinstance(held, ConfigDict) or part not in held:
-        raise ValueError(f"--set={key}: no such key; configs/base.py declares them all")
-      held = held[part]
-    found.update_from_flattened_dict({key: _value(held, value)})
+      held = held.get(part) if isinstance(held, ConfigDict) else None
+    if held is None or isinstance(held, ConfigDict):
+      raise ValueError(f"--set={key}: no such key; configs/base.py declares them all")
+    try:
+      found.update_from_flattened_dict({key: _value(held, value)})
+    except (ValueError, SyntaxError, TypeError) as error:
+      raise ValueError(f"--set={key}={value}: expected a value like {held!r}") from error
   return found
 
 

@@ -7,6 +7,7 @@ said to be missing.
 """
 
 import dataclasses
+import hashlib
 import json
 import pathlib
 from collections.abc import Mapping, Sequence
@@ -33,6 +34,7 @@ from benchmarks.effects.results import (
   throughput,
 )
 from pasmr_jax.experiment.comparison import MIN_DIFFERING
+from pasmr_jax.experiment.setup import base_model
 
 
 def main_table(results: Results) -> str:
@@ -222,7 +224,7 @@ def write(
   workdir = study.workdir
   found = answers(results)
   speed = throughput(results, study.configuration())
-  learned_from = signals(results)
+  learned_from, weights = signals(results), _weights(study)
   for one in found:
     if one.chart:
       (workdir / "charts").mkdir(exist_ok=True)
@@ -255,10 +257,11 @@ def write(
     f"## Time\n\n{_time(results)}\n",
     "## Machine\n\n" + ("\n".join(f"- {one}" for one in machines(results)) or "None yet.") + "\n",
     "## Settings\n\n`" + study.config + "` with " + _settings(study) + "\n",
+    f"Weights: {weights}\n",
   ]
   path = workdir / "study.md"
   path.write_text("\n".join(sections), "utf-8")
-  measured = {"signals": learned_from, "throughput": speed}
+  measured = {"signals": learned_from, "throughput": speed, "weights": weights}
   _write_json(workdir / "study.json", study, results, found, leakage, search, measured, command)
   return path
 
@@ -269,6 +272,19 @@ def _settings(study: Study) -> str:
   return ", ".join(f"`{key}={value}`" for key, value in own.items()) or "nothing changed."
 
 
+def _weights(study: Study) -> str:
+  """What the runs begin with, by name; a file also by its content."""
+  config = study.configuration()
+  path = pathlib.Path(config.model.pretrained)
+  if not config.model.pretrained:
+    return "random"
+  if not path.is_file():
+    return base_model(config)
+  with path.open("rb") as file:
+    digest = hashlib.file_digest(file, "sha256").hexdigest()
+  return f"{path.name}, {path.stat().st_size:,} bytes, SHA-256 {digest}"
+
+
 def _write_json(
   path: pathlib.Path,
   study: Study,
@@ -276,7 +292,7 @@ def _write_json(
   found: Sequence[Answer],
   leakage: Leakage,
   search: Mapping[str, Any] | None,
-  measured: Mapping[str, Sequence[Mapping[str, Any]]],
+  measured: Mapping[str, Any],
   command: str,
 ) -> None:
   values = {

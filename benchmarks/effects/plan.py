@@ -133,6 +133,10 @@ class Study:
     """The configuration with the settings of all runs."""
     return configuration(self.config, self.settings)
 
+  def whole(self) -> "Study":
+    """The same with every set of its scale."""
+    return dataclasses.replace(self, scale=SCALES[self.config.partition(":")[2]])
+
   def seeds(self) -> list[int]:
     """Those that have a folder."""
     names = (folder.name.removeprefix("seed") for folder in self.workdir.glob("seed*"))
