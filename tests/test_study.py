@@ -611,6 +611,10 @@ def test_the_roofline_of_gemma_3_270m():
   read = 2 * (layers + table) / 4 + 100 * past / 8
   assert eight.sampled == pytest.approx(100 * 1e12 / read)
   assert eight.learned == pytest.approx(8 * one.learned)
+  # With adapters no weight has a gradient: two products with it, not three.
+  adapted = roofline.bounds(chip, model, slots=1, context=0, adapters=True)
+  assert adapted.learned == pytest.approx(1e15 / (4 * (layers + table)))
+  assert adapted.sampled == one.sampled
 
 
 def test_measured_speed_is_put_beside_the_roofline_of_known_devices():
@@ -619,11 +623,17 @@ def test_measured_speed_is_put_beside_the_roofline_of_known_devices():
   speed = {"throughput/update_tokens_per_second": 1e5, "throughput/rollout_tokens_per_second": 1e4}
   rows = [{"arm": "pivot", "response_length": 100.0, **speed}]
   responses = config.srl.questions * config.srl.group_size
-  for kind, slots in (("NVIDIA H100 80GB HBM3", 0), ("TPU v6 lite", 16), ("TPU v5", 10**6)):
-    config.rollout.slots = slots
+  # Solutions of translations, four of each response's, share the slots that there are.
+  for kind, slots, filled, rank in (
+    ("NVIDIA H100 80GB HBM3", 0, responses, 0),
+    ("TPU v6 lite", 16, 16, 0),
+    ("TPU v5", 2 * responses, 2 * responses, 16),
+  ):
+    config.rollout.slots, config.lora.rank = slots, rank
     (row,) = roofline.beside(rows, [kind] * 4, model, config)
-    slots = 16 if slots == 16 else responses
-    best = roofline.bounds(roofline.KNOWN[kind], model, slots=slots, context=50, count=4)
+    best = roofline.bounds(
+      roofline.KNOWN[kind], model, slots=filled, context=50, count=4, adapters=rank > 0
+    )
     assert row["roofline/learned"] == pytest.approx(1e5 / best.learned)
     assert row["roofline/sampled"] == pytest.approx(1e4 / best.sampled)
   assert roofline.beside(rows, ["cpu"], model, config) is rows
