@@ -66,6 +66,9 @@ class Leg:
   def over(self) -> bool:
     return self._asked.is_set() or time.monotonic() >= self._end
 
+  def end(self) -> None:
+    self._asked.set()
+
   def __enter__(self) -> "Leg":
     self._old = {one: signal.signal(one, self._ask) for one in (signal.SIGTERM, signal.SIGINT)}
     return self
@@ -76,7 +79,7 @@ class Leg:
 
   def _ask(self, number: int, frame: FrameType | None) -> None:
     del number, frame
-    self._asked.set()
+    self.end()
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
