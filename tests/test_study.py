@@ -1,8 +1,10 @@
 """The study of a real model: arms, comparison of questions, numbers, and all of it at once."""
 
 import dataclasses
+import hashlib
 import json
 import os
+import pathlib
 import signal
 import subprocess
 import sys
@@ -14,10 +16,12 @@ import pytest
 
 from benchmarks import study as program
 from benchmarks.effects import arms, charts, leakage, plan, questions, results, roofline, search
+from benchmarks.effects import page as study_page
 from configs import base, study_gemma3_270m
 from pasmr_jax.data.questions import Question
 from pasmr_jax.experiment import validation
 from pasmr_jax.experiment.planning.sizes import PUBLISHED
+from pasmr_jax.feedback import rewards
 
 SMOKE = "configs/study_gemma3_270m.py:smoke"
 
@@ -97,6 +101,20 @@ def test_an_arm_starts_from_pam_and_differs_in_its_source_only(tmp_path):
   assert (continued["stages"], continued["pam.steps"]) == ("('pam',)", 8)
 
 
+@pytest.mark.parametrize("scale", ["smoke", "cpu", "gpu"])
+def test_no_pivot_answer_enters_a_control_without_the_pivot(tmp_path, scale):
+  """Where translations are taught, they are by what supervises the arm."""
+  study = make_study(tmp_path, scale)
+  for name in arms.SOURCES:
+    settings = study.arm(name, 0).programs[0].settings
+    config = arms.configuration(study.config, settings)
+    source, srl = config.feedback.source, config.srl
+    needed = rewards.needs_pivot_answers(source, srl.credit, srl.understanding_weight)
+    assert needed == (name in ("pivot", "shuffled"))
+    teaches = srl.credit == "all" or srl.understanding_weight > 0
+    assert teaches == (scale != "smoke")
+
+
 def test_the_real_base_model_has_worked_examples(tmp_path):
   study = make_study(tmp_path, "gpu", **{"data.root": "/data", "model.pretrained": "weights"})
   base = study.arm("base", 0)
@@ -107,6 +125,26 @@ def test_the_real_base_model_has_worked_examples(tmp_path):
   assert base.programs[0].settings["evaluation.exemplars"] == 8
   assert base.programs[0].settings["evaluation.exemplar_file"] == "/data/mgsm/exemplars.json"
   assert base.folder == tmp_path / "seed0" / "base"
+
+
+@pytest.mark.parametrize("scale", plan.SCALES)
+def test_the_base_model_may_answer_as_long_as_the_arms(tmp_path, scale):
+  study = make_study(tmp_path, scale, **{"data.root": "/data", "model.pretrained": "weights"})
+  for one in study.arm("base", 0).programs:
+    asked = arms.configuration(one.config, one.settings).evaluation
+    assert asked.max_new_tokens >= study.configuration().evaluation.max_new_tokens
+
+
+def test_what_the_base_model_wrote_is_shown_too(tmp_path):
+  found = collected(tmp_path)
+  shares = {"truncated/target": 0.4, "rule/none": 0.1, "tokens/target": 70.0}
+  for arm in found.arms["base"]:
+    measures = {"well_formed_rate": 0.65, "number_recall/target": 0.5, **shares}
+    write = arm.answers["held_out"].with_suffix(".json")
+    write.write_text(json.dumps({"greedy": measures}))
+  lines = study_page._responses(found).splitlines()
+  (line,) = [line for line in lines if line.startswith("| base model")]
+  assert line == "| base model |  | 40.0 ± 0.0 | 10.0 ± 0.0 |  |  |  | 70.0 ± 0.0 |"
 
 
 def test_settings_reach_the_configuration(tmp_path):
@@ -147,13 +185,17 @@ def test_equal_tokens_waits_for_the_pivot(tmp_path):
 
 
 SCRIPT = """
-import pathlib, signal, sys, time
+import os, pathlib, signal, sys, time
 folder = pathlib.Path(next(f for f in sys.argv if f.startswith("--workdir="))[10:])
-signal.signal(signal.SIGTERM, lambda *_: sys.exit(75))
+def stop(*_):
+  (folder / "asked").touch()
+  sys.exit(75)
+signal.signal(signal.SIGTERM, stop)
 with (folder / "starts").open("a") as file: file.write("x")
-wait = next((f for f in sys.argv if f.startswith("--config.wait=")), "--config.wait=0")[14:]
+wait = next(f for f in sys.argv if f.startswith("--config.prompt.question="))[25:]
 if wait == "fail": sys.exit("it broke here")
-(folder / "ready").touch()
+(folder / "part").write_text(str(os.getpid()))
+(folder / "part").rename(folder / "ready")
 time.sleep(float(wait))
 """
 
@@ -165,7 +207,7 @@ def fake(tmp_path):
   script.write_text(SCRIPT)
 
   def make(wait):
-    settings = {"wait": wait, "init_from": tmp_path}
+    settings = {"prompt.question": wait, "init_from": tmp_path}
     return arms.Program(
       folder=tmp_path / "run", config=SMOKE, settings=settings, script=str(script)
     )
@@ -179,10 +221,114 @@ def test_a_finished_program_is_not_run_again(fake):
   assert (fake("0").folder / "starts").read_text() == "x"
   (leg,) = fake("0").legs()
   assert leg["code"] == 0
-  assert leg["settings"]["wait"] == "0"
+  assert leg["settings"]["prompt.question"] == "0"
+  assert leg["settings"]["pam.steps"] == 160  # the configuration's
   assert "init_from" not in leg["settings"]  # a place
-  with pytest.raises(ValueError, match=r"holds a finished .* with wait = '0', expected '1'"):
+  with pytest.raises(ValueError, match=r"holds a finished .* prompt.question = '0', expected '1'"):
     arms.run(fake("1"), arms.Leg(), os.environ)
+
+
+def finished_program(folder, **settings):
+  """A program that has ended well with these settings."""
+  folder.mkdir(exist_ok=True)
+  made = arms.Program(folder=folder, config=SMOKE, settings=settings)
+  made.ended(0, 1.0, 1.0)
+  return made
+
+
+def test_a_finished_program_is_the_same_however_its_settings_are_typed(tmp_path):
+  rate, data = "pam.optimizer.learning_rate", "data.test"
+  made = finished_program(tmp_path, **{rate: "1e-2", data: "('synthetic:8',)", "data.root": "/a"})
+  for settings in ({}, {rate: 0.01}, {"pam.steps": "160"}, {data: '("synthetic:8",)'},
+                   {"log.progress": "False"}, {"checkpoint.every": 5}, {"data.root": "/b"},
+                   {"evaluation.development_questions": 9}):  # fmt: skip
+    assert dataclasses.replace(made, settings=settings).finished(), settings
+  for settings in ({rate: 0.02}, {"seed": 1}, {"model.pretrained": "/models/other.gguf"}):
+    with pytest.raises(ValueError, match="holds a finished"):
+      dataclasses.replace(made, settings=settings).finished()
+
+
+def test_a_finished_program_remembers_its_model_by_name(tmp_path):
+  made = finished_program(tmp_path, **{"model.pretrained": "/here/model.gguf"})
+  assert dataclasses.replace(made, settings={"model.pretrained": "/there/model.gguf"}).finished()
+  with pytest.raises(ValueError, match=r"= 'model\.gguf', expected 'other\.gguf'"):
+    dataclasses.replace(made, settings={"model.pretrained": "/here/other.gguf"}).finished()
+
+
+def test_an_edited_configuration_is_another(tmp_path, monkeypatch):
+  made = finished_program(tmp_path)
+  edited = study_gemma3_270m.get_config("smoke")
+  edited.srl.kl_coef = 0.5
+  monkeypatch.setattr(study_gemma3_270m, "get_config", lambda scale: edited)
+  with pytest.raises(ValueError, match=r"srl\.kl_coef = 0\.\d+, expected 0\.5"):
+    made.finished()
+
+
+def test_legs_of_older_code_hold_what_was_typed(tmp_path):
+  typed = {"log.progress": "False", "seed": "0", "stages": "('base','pam')", "pam.steps": "160",
+           "pam.optimizer.learning_rate": "1e-2", "config": SMOKE, "flags": ""}  # fmt: skip
+  ended = {"script": "train.py", "code": 0, "seconds": 1.0, "cpu_seconds": 1.0}
+  write_lines(tmp_path, "train.legs.jsonl", [{**ended, "settings": typed}])
+  made = arms.Program(folder=tmp_path, config=SMOKE, settings={"seed": 0})
+  assert made.finished()
+  with pytest.raises(ValueError, match=r"pam\.steps = '160', expected 150"):
+    dataclasses.replace(made, settings={"pam.steps": "150"}).finished()
+
+
+def test_a_line_that_a_crash_cut_off_does_not_matter(tmp_path):
+  made = finished_program(tmp_path)
+  legs = tmp_path / "train.legs.jsonl"
+  whole = legs.read_text()
+  legs.write_text(whole + whole[:40])
+  assert made.finished()
+  made.ended(1, 2.0, 2.0)
+  assert [leg["seconds"] for leg in made.legs()] == [1.0, 2.0]
+  legs.write_text(whole[:40] + whole + whole)  # as code before this one went on after a crash
+  assert [leg["seconds"] for leg in made.legs()] == [1.0]
+
+
+KILLED = """
+import os, pathlib, sys
+from benchmarks.effects import arms
+folder, script = sys.argv[1:]
+settings = {"prompt.question": "60"}
+program = arms.Program(
+  folder=pathlib.Path(folder), config="CONFIG", settings=settings, script=script
+)
+arms.run(program, arms.Leg(), os.environ)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells a child of its parent's end")
+def test_what_a_killed_study_runs_is_stopped_and_its_start_is_known(fake, tmp_path):
+  slow = fake("60")
+  command = [sys.executable, "-c", KILLED.replace("CONFIG", SMOKE), str(slow.folder), slow.script]
+  parent = subprocess.Popen(command, cwd=arms.ROOT)
+  wait_for(lambda: (slow.folder / "ready").exists())
+  child = int((slow.folder / "ready").read_text())
+  parent.kill()
+  parent.wait()
+  wait_for(lambda: (slow.folder / "asked").exists())
+  wait_for(lambda: not running(child))
+  (leg,) = slow.legs()
+  assert (leg["code"], leg["seconds"]) == (None, 0.0)
+  assert not slow.finished()
+  arms.run(fake("0"), arms.Leg(), os.environ)  # the next start
+  assert [leg["code"] for leg in slow.legs()] == [None, 0]
+
+
+def wait_for(happened, seconds=60):
+  end = time.monotonic() + seconds
+  while not happened():
+    assert time.monotonic() < end
+    time.sleep(0.02)
+
+
+def running(pid):
+  try:
+    return pathlib.Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+  except OSError:
+    return False
 
 
 def test_a_failed_program_shows_what_it_printed(fake):
@@ -263,8 +409,55 @@ def test_the_smoke_scale_has_no_leak(tmp_path):
   study = make_study(tmp_path)
   found = leakage.check(study.configuration(), study.scale.sets)
   assert not found.leaks
-  assert found.seen == {"pivot": 200, "triplets": 80, "srl": 80, "development": 12}
+  assert found.seen == {
+    "pivot": 200, "translation": 120, "target": 40, "triplets": 80, "srl": 80, "development": 12,
+  }  # fmt: skip
   assert found.tested == {"held_out": 24, "second": 18}
+
+
+def json_study(folder, **pools):
+  """A study whose pools, PAM's of solved target questions too, are files of German questions."""
+  settings = {"data.root": str(folder), "languages": "('de',)", "stages": "('pam',)"}
+  settings |= {"data.columns.answer": "", "data.columns.solution": "solution"}
+  settings |= {"pam.mixture.pivot": "0.0", "pam.mixture.target": "0.3"}
+  for pool in ("triplets", "target", "srl", "development", "test"):
+    texts = pools.get(pool, [f"{pool} Frage {number}" for number in ("eins", "zwei")])
+    rows = [{"question": text, "solution": "#### 1"} for text in texts]
+    write_lines(folder, f"{pool}_de.jsonl", rows)
+    settings[f"data.{pool}"] = f"('json:{{root}}/{pool}_{{target}}.jsonl',)"
+  study = make_study(folder, **settings)
+  return dataclasses.replace(study, scale=dataclasses.replace(study.scale, sets={"test": ""}))
+
+
+def test_line_numbers_of_files_are_no_ids(tmp_path):
+  found = program.check_leakage(json_study(tmp_path))
+  assert found.seen == {"target": 2, "triplets": 2, "srl": 2, "development": 2}
+  assert not found.leaks
+
+
+def test_the_same_lines_of_a_file_are_found_by_their_numbers(tmp_path):
+  study = json_study(tmp_path)
+  again = {"data.development": "('json:{root}/srl_{target}.jsonl[1:2]',)"}
+  study = dataclasses.replace(study, settings={**study.settings, **again})
+  with pytest.raises(leakage.LeakError, match=r"first json:\{root\}/srl\S*:000002: "):
+    program.check_leakage(study)
+
+
+def test_a_leak_through_any_pool_that_is_learned_from_is_named(tmp_path):
+  leaked = [f"Frage {number}" for number in range(7)]
+  study = json_study(tmp_path, target=leaked, test=leaked)
+  named = ", ".join(rf"json:\{{root\}}/test\S*:00000{number}" for number in range(1, 6))
+  with pytest.raises(leakage.LeakError, match=f"first {named}: "):
+    program.check_leakage(study)
+
+
+def test_edited_questions_are_compared_again(tmp_path):
+  study = json_study(tmp_path)
+  assert not program.check_leakage(study).leaks
+  assert json.loads((tmp_path / "leakage.json").read_text())["shared_texts"] == []
+  json_study(tmp_path, srl=["test Frage eins"])
+  with pytest.raises(leakage.LeakError):
+    program.check_leakage(study)
 
 
 @pytest.mark.slow
@@ -313,7 +506,7 @@ def collected(tmp_path):
     more = [1] * (8 + 4 * seed)
     right = {"en": [1] * 20, "de": more + [0] * (20 - len(more)), "bn": [1] * 10 + [0] * 10}
     finished_arm(study, "pivot", seed, right)
-  return results.collect(study, ("base", "pam", "pivot", "gold"), 2, ["de"])
+  return results.collect(study, ["de"])
 
 
 def test_gaps_are_paired_and_averaged_over_seeds(tmp_path):
@@ -334,6 +527,29 @@ def test_gaps_are_paired_and_averaged_over_seeds(tmp_path):
   assert found.gap("pam", "gold", "held_out", "greedy", ("de",)) is None
   mean, error = found.accuracy("pivot", "held_out", "greedy", "trained")
   assert (mean, error) == (pytest.approx(0.5), pytest.approx(0.1))
+
+
+def test_what_is_finished_is_reported_whatever_was_asked_for(tmp_path):
+  found = collected(tmp_path)
+  assert [(name, found.seeds(name)) for name in found.arms] == [
+    ("base", [0, 1]), ("pam", [0, 1]), ("pivot", [0, 1]),
+  ]  # fmt: skip
+
+
+def test_an_arm_that_was_made_otherwise_is_left_out_and_told(tmp_path):
+  collected(tmp_path)
+  changed = make_study(tmp_path, **{"srl.kl_coef": "0.5"})
+  finished_arm(changed, "pam", 0, {"en": [1] * 20, "de": [0] * 20})
+  found = results.collect(changed, ["de"])
+  assert found.seeds("pam") == [0]
+  assert found.seeds("pivot") == []
+  assert "srl.kl_coef = 0.02, expected 0.5" in found.refused["pivot", 1]
+  leaks = leakage.Leakage({}, {}, [], [], [], [], ["de"], None)
+  names = ("base", "pam", "pivot")
+  page = study_page.write(changed, found, leaks, None, names=names, seeds=2, command="study")
+  told = page.read_text("utf-8")
+  assert "Not in the table: SRL, pivot feedback (seed 1): " in told
+  assert "Not finished" not in told
 
 
 def test_every_question_is_answered_with_what_there_is(tmp_path):
@@ -395,6 +611,10 @@ def test_the_roofline_of_gemma_3_270m():
   read = 2 * (layers + table) / 4 + 100 * past / 8
   assert eight.sampled == pytest.approx(100 * 1e12 / read)
   assert eight.learned == pytest.approx(8 * one.learned)
+  # With adapters no weight has a gradient: two products with it, not three.
+  adapted = roofline.bounds(chip, model, slots=1, context=0, adapters=True)
+  assert adapted.learned == pytest.approx(1e15 / (4 * (layers + table)))
+  assert adapted.sampled == one.sampled
 
 
 def test_measured_speed_is_put_beside_the_roofline_of_known_devices():
@@ -403,11 +623,17 @@ def test_measured_speed_is_put_beside_the_roofline_of_known_devices():
   speed = {"throughput/update_tokens_per_second": 1e5, "throughput/rollout_tokens_per_second": 1e4}
   rows = [{"arm": "pivot", "response_length": 100.0, **speed}]
   responses = config.srl.questions * config.srl.group_size
-  for kind, slots in (("NVIDIA H100 80GB HBM3", 0), ("TPU v6 lite", 16), ("TPU v5", 10**6)):
-    config.rollout.slots = slots
+  # Solutions of translations, four of each response's, share the slots that there are.
+  for kind, slots, filled, rank in (
+    ("NVIDIA H100 80GB HBM3", 0, responses, 0),
+    ("TPU v6 lite", 16, 16, 0),
+    ("TPU v5", 2 * responses, 2 * responses, 16),
+  ):
+    config.rollout.slots, config.lora.rank = slots, rank
     (row,) = roofline.beside(rows, [kind] * 4, model, config)
-    slots = 16 if slots == 16 else responses
-    best = roofline.bounds(roofline.KNOWN[kind], model, slots=slots, context=50, count=4)
+    best = roofline.bounds(
+      roofline.KNOWN[kind], model, slots=filled, context=50, count=4, adapters=rank > 0
+    )
     assert row["roofline/learned"] == pytest.approx(1e5 / best.learned)
     assert row["roofline/sampled"] == pytest.approx(1e4 / best.sampled)
   assert roofline.beside(rows, ["cpu"], model, config) is rows
@@ -423,6 +649,12 @@ def test_the_search_tries_every_combination_and_is_read_back(tmp_path):
   stages = {"pam": {"chosen": {"pam.steps": 3}}, "srl": {"chosen": {"srl.steps": 4}}}
   (tmp_path / search.NAME).write_text(json.dumps({"stages": stages}))
   assert search.chosen(tmp_path) == {"pam.steps": 3, "srl.steps": 4}
+
+
+def test_a_broken_record_of_a_search_is_named(tmp_path, capsys):
+  (tmp_path / search.NAME).write_text('{"stages": {"pam')
+  assert program.main(["--scale=smoke", f"--workdir={tmp_path}"]) == 1
+  assert f"{tmp_path / search.NAME} is broken: " in capsys.readouterr().err
 
 
 def test_the_search_takes_the_best_last_step_on_development_questions(tmp_path, monkeypatch):
@@ -465,12 +697,54 @@ def test_the_search_takes_the_best_last_step_on_development_questions(tmp_path, 
     (["--scale=cpu"], "--scale=cpu needs --data"),
     (["--scale=smoke", "--arms=gold,gild"], "unknown 'gild'; expected some of pivot, gold"),
     (["--scale=smoke", "--set=srl.steps"], "--set=srl.steps: expected KEY=VALUE"),
-    (["--scale=smoke", "--sets=second"], "--sets=second: expected held_out, second"),
+    (["--scale=smoke", "--sets=second"], "--sets=second: expected some of held_out, second"),
+    (["--scale=smoke", "--sets=held_out,secund"], "--sets=held_out,secund: expected some of held"),
+    (["--scale=smoke", "--set=srl.steps="], "--set=srl.steps=: expected a value like 8"),
+    (["--scale=smoke", "--set=srl.steps=1.5"], "--set=srl.steps=1.5: expected a value like 8"),
+    (["--scale=smoke", "--set=srl.steps=abc"], "--set=srl.steps=abc: expected a value like 8"),
+    (["--scale=smoke", "--set=srl=1"], "--set=srl: no such key"),
+    (["--scale=smoke", "--set=srl.steps.x=1"], "--set=srl.steps.x: no such key"),
+    (["--scale=smoke", "--config=configs/nope.py"], "--config=configs/nope.py: no such study"),
+    (["--scale=smoke", "--config=configs/tiny.py"], "--config=configs/tiny.py: no such study"),
+    (
+      ["--scale=cpu", "--data=.", "--config=configs/study_qwen2_5_coder_0_5b.py"],
+      "--model names no weights",
+    ),
+    (["--scale=smoke", "--arms=continued_pam_tokens"], "pivot is not finished"),
+    (["--scale=cpu", "--data=/nowhere", "--model=x.gguf"], "exemplars.json: no such file"),
   ],
 )
 def test_a_wrong_command_line_is_told(tmp_path, capsys, arguments, said):
   assert program.main([f"--workdir={tmp_path}", *arguments]) == 1
   assert said in capsys.readouterr().err
+
+
+def test_a_configuration_may_be_named_by_any_path(tmp_path):
+  for path in ("./configs/study_gemma3_270m.py", str(arms.ROOT / "configs/study_gemma3_270m.py")):
+    command = [f"--workdir={tmp_path}", "--scale=smoke", f"--config={path}"]
+    assert program.make_study(program.parse(command)).config == SMOKE
+
+
+def test_checkpoints_are_freed_when_every_set_of_the_scale_is_tested(tmp_path, monkeypatch):
+  monkeypatch.setattr(arms, "run", lambda one, leg, environment: one.ended(0, 1.0, 1.0))
+  study = make_study(tmp_path)
+  checkpoints = tmp_path / "seed0" / "gold" / "checkpoints"
+  checkpoints.mkdir(parents=True)
+  scale = dataclasses.replace(study.scale, sets={"held_out": ""})
+  part = dataclasses.replace(study, scale=scale)
+  program.run_arms(part, ["pam", "gold"], 1, arms.Leg(), free=True)
+  assert checkpoints.exists()
+  program.run_arms(study, ["pam", "gold"], 1, arms.Leg(), free=True)
+  assert not checkpoints.exists()
+
+
+def test_the_page_names_the_weights(tmp_path):
+  weights = tmp_path / "model.gguf"
+  weights.write_bytes(b"weights")
+  digest = hashlib.sha256(b"weights").hexdigest()
+  said = study_page._weights(make_study(tmp_path, **{"model.pretrained": str(weights)}))
+  assert said == f"model.gguf, 7 bytes, SHA-256 {digest}"
+  assert study_page._weights(make_study(tmp_path)) == "random"
 
 
 # All at once.
@@ -522,6 +796,12 @@ def test_the_smoke_study(tmp_path, environment, monkeypatch, capsys):
   assert "PASMR report: pam, pivot, continued_pam" in (tmp_path / "report.html").read_text("utf-8")
 
   before = (tmp_path / "seed0" / "pivot" / "train.legs.jsonl").read_bytes()
+  # A leg of other arms keeps what is finished, and names only what it was asked for as missing.
+  assert program.main([*command, "--arms=gold", "--report"]) == 0
+  again = json.loads((tmp_path / "study.json").read_text("utf-8"))
+  assert list(again["arms"]) == list(found["arms"])
+  told = (tmp_path / "study.md").read_text("utf-8")
+  assert "Not finished, and not in the table: SRL, gold reward (seed 0)." in told
   assert program.main([*command, "--free"]) == 0
   assert (tmp_path / "seed0" / "pivot" / "train.legs.jsonl").read_bytes() == before
   assert not (tmp_path / "seed0" / "pivot" / "checkpoints").exists()

@@ -1,14 +1,17 @@
 """Arms of an experiment: ordinary runs of train.py and eval.py, each in a folder of its own.
 
 `after_pam` says what an arm changes: it goes on from the last parameters of a PAM run. `run` starts
-a program as a process and waits for it. What it prints goes to `FOLDER/NAME.log`; each time it ends
-a line of `FOLDER/NAME.legs.jsonl` says how: its settings, seconds and exit code. A program that has
-ended well is not run again, and one that has not goes on where it stopped, because train.py and
-eval.py do. A `Leg` ends all that by asking the running program to stop (SIGTERM), as a terminal's
-Ctrl-C does: train.py then saves a checkpoint and leaves.
+a program as a process and waits for it. What it prints goes to `FOLDER/NAME.log`; for each start a
+line of `FOLDER/NAME.legs.jsonl` says how it ended: its configuration, seconds and exit code. A
+program that has ended well is not run again, and one that has not goes on where it stopped, because
+train.py and eval.py do. A `Leg` ends all that by asking the running program to stop (SIGTERM), as a
+terminal's Ctrl-C does: train.py then saves a checkpoint and leaves.
 """
 
+import ast
+import contextlib
 import dataclasses
+import importlib
 import json
 import math
 import os
@@ -23,15 +26,24 @@ from collections.abc import Mapping, Sequence
 from types import FrameType
 from typing import Any
 
+from ml_collections import ConfigDict
+
+from pasmr_jax import Config
+from pasmr_jax.experiment.reliability.identity import flatten
+from pasmr_jax.experiment.reliability.storage import write_whole
+
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 SOURCES = ("pivot", "gold", "target_majority", "random", "shuffled")  # of self-feedback
+_WITHOUT_PIVOT = ("gold", "target_majority", "random")
 # More PAM instead: as many steps as SRL has, or as many tokens as it samples and learns from.
 CONTINUED = ("continued_pam", "continued_pam_tokens")
 ARMS = (*SOURCES, *CONTINUED)
 
 EXIT_STOPPED = 75  # of train.py, when it was asked to stop; the same command goes on
 # Where things lie; a finished program stays finished when they move.
-_PLACES = ("init_from", "data.root", "model.pretrained", "evaluation.exemplar_file")
+_PLACES = ("init_from", "data.root", "evaluation.exemplar_file")
+# How a run is watched and kept; its tests do not depend on it.
+_FREE = ("log.", "checkpoint.", "guard.", "evaluation.development_", "evaluation.label_")
 _LOOK = 0.2  # seconds between looks at a running program
 
 
@@ -54,6 +66,9 @@ class Leg:
   def over(self) -> bool:
     return self._asked.is_set() or time.monotonic() >= self._end
 
+  def end(self) -> None:
+    self._asked.set()
+
   def __enter__(self) -> "Leg":
     self._old = {one: signal.signal(one, self._ask) for one in (signal.SIGTERM, signal.SIGINT)}
     return self
@@ -64,7 +79,7 @@ class Leg:
 
   def _ask(self, number: int, frame: FrameType | None) -> None:
     del number, frame
-    self._asked.set()
+    self.end()
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -73,7 +88,7 @@ class Program:
 
   folder: pathlib.Path  # its --workdir
   config: str  # configs/FILE.py[:ARGUMENT], from the checkout's root
-  settings: Mapping[str, Any]  # keys of the configuration that it sets
+  settings: Mapping[str, Any]  # keys of the configuration that it sets; see `configuration`
   name: str = "train"  # of its log and its legs
   script: str = "train.py"
   flags: tuple[str, ...] = ()
@@ -92,11 +107,20 @@ class Program:
   def log(self) -> pathlib.Path:
     return self.folder / f"{self.name}.log"
 
+  @property
+  def _legs(self) -> pathlib.Path:
+    return self.folder / f"{self.name}.legs.jsonl"
+
   def legs(self) -> list[dict[str, Any]]:
-    """How it has ended so far, each time; a line that a crash cut off is left out."""
-    path = self.folder / f"{self.name}.legs.jsonl"
-    lines = path.read_text("utf-8").splitlines(keepends=True) if path.exists() else []
-    return [json.loads(line) for line in lines if line.endswith("\n")]
+    """How it has ended so far, each time: with code None if nobody was there to see.
+
+    A line that a crash of older code cut off is left out.
+    """
+    found = []
+    for line in self._legs.read_text("utf-8").splitlines() if self._legs.exists() else ():
+      with contextlib.suppress(json.JSONDecodeError):
+        found.append(json.loads(line))
+    return found
 
   def finished(self) -> bool:
     """Whether it has ended well.
@@ -108,11 +132,12 @@ class Program:
     if not done:
       return False
     before, now = done[-1]["settings"], self._kept()
-    for key in sorted(before.keys() | now.keys()):
-      if before.get(key) != now.get(key):
+    # A key that only one of them has is older or newer than the other's code.
+    for key in sorted(before.keys() & now.keys()):
+      if not _alike(before[key], now[key]):
         raise ValueError(
-          f"{self.folder} holds a finished {self.script} with {key} = {before.get(key)!r}, expected"
-          f" {now.get(key)!r}: name another --workdir, or move the folder away"
+          f"{self.folder} holds a finished {self.script} with {key} = {before[key]!r}, expected"
+          f" {now[key]!r}: name another --workdir, or move the folder away"
         )
     return True
 
@@ -124,31 +149,86 @@ class Program:
     """Of processor time of all its legs together, over all cores."""
     return sum(leg["cpu_seconds"] for leg in self.legs())
 
-  def ended(self, code: int, seconds: float, cpu_seconds: float) -> None:
-    """Writes down the end of a leg."""
-    line = {
-      "script": self.script,
-      "settings": self._kept(),
-      "code": code,
-      "seconds": seconds,
-      "cpu_seconds": cpu_seconds,
-    }
-    with (self.folder / f"{self.name}.legs.jsonl").open("a", encoding="utf-8") as file:
-      file.write(json.dumps(line) + "\n")
+  def started(self) -> None:
+    """Writes down a leg of which nothing else is known, should nobody see its end."""
+    self._write_down([*self.legs(), self._leg(None, 0.0, 0.0)])
 
-  def _kept(self) -> dict[str, str]:
-    """What its results depend on, as text."""
-    kept = {key: str(value) for key, value in self.settings.items() if key not in _PLACES}
+  def ended(self, code: int, seconds: float, cpu_seconds: float) -> None:
+    """Writes down the end of the leg that started last."""
+    legs = self.legs()
+    if legs and legs[-1]["code"] is None:
+      legs.pop()
+    self._write_down([*legs, self._leg(code, seconds, cpu_seconds)])
+
+  def _leg(self, code: int | None, seconds: float, cpu_seconds: float) -> dict[str, Any]:
+    measured = {"code": code, "seconds": seconds, "cpu_seconds": cpu_seconds}
+    return {"script": self.script, "settings": self._kept(), **measured}
+
+  def _write_down(self, legs: Sequence[Mapping[str, Any]]) -> None:
+    write_whole(self._legs, "".join(json.dumps(leg) + "\n" for leg in legs))
+
+  def _kept(self) -> dict[str, Any]:
+    """What its results depend on: its whole configuration, however that was typed."""
+    flat = flatten(configuration(self.config, self.settings))
+    kept = {
+      key: value for key, value in flat.items() if key not in _PLACES and not key.startswith(_FREE)
+    }
+    kept["model.pretrained"] = pathlib.PurePath(kept["model.pretrained"]).name
     return kept | {"config": self.config, "flags": " ".join(self.flags)}
 
 
-def after_pam(arm: str, pam: pathlib.Path, steps: int) -> dict[str, Any]:
-  """What one of `ARMS` sets: so many steps from the last parameters of the run in `pam`."""
+def configuration(config: str, settings: Mapping[str, Any]) -> Config:
+  """A configuration with settings, as train.py will see it.
+
+  Args:
+    config: configs/FILE.py[:ARGUMENT], from the checkout's root.
+    settings: key -> value; what is given as text is read as on a command line.
+
+  Raises:
+    ValueError: a key that is none, or a value that it cannot have.
+  """
+  path, _, argument = config.partition(":")
+  module = importlib.import_module(path.removesuffix(".py").replace("/", "."))
+  found: Config = module.get_config(argument) if argument else module.get_config()
+  for key, value in settings.items():
+    held: Any = found
+    for part in key.split("."):
+      held = held.get(part) if isinstance(held, ConfigDict) else None
+    if held is None or isinstance(held, ConfigDict):
+      raise ValueError(f"--set={key}: no such key; configs/base.py declares them all")
+    try:
+      found.update_from_flattened_dict({key: _value(held, value)})
+    except (ValueError, SyntaxError, TypeError) as error:
+      raise ValueError(f"--set={key}={value}: expected a value like {held!r}") from error
+  return found
+
+
+def _value(held: Any, value: Any) -> Any:
+  if isinstance(held, str):
+    return str(value)
+  return ast.literal_eval(value) if isinstance(value, str) else value
+
+
+def _alike(before: Any, now: Any) -> bool:
+  """Whether a key has the value that it had; legs of older code hold what was typed."""
+  if isinstance(before, str):
+    before = _value(now, before)
+  return json.loads(json.dumps(before)) == now
+
+
+def after_pam(arm: str, pam: pathlib.Path, steps: int, config: Config) -> dict[str, Any]:
+  """What one of `ARMS` sets: so many steps from the last parameters of the run in `pam`.
+
+  Where `config` teaches translations, and by the pivot's answers to them, an arm without the pivot
+  teaches whole responses by its own label: as many tokens, and nothing of the pivot in it.
+  """
   if arm in CONTINUED:
     return {"init_from": pam, "stages": "('pam',)", "pam.steps": steps}
   if arm not in SOURCES:
     raise ValueError(f"arm {arm!r}: expected one of {', '.join(ARMS)}")
-  return {"init_from": pam, "stages": "('srl',)", "srl.steps": steps, "feedback.source": arm}
+  own = arm in _WITHOUT_PIVOT and config.srl.understanding_weight > 0
+  changed = {"init_from": pam, "stages": "('srl',)", "srl.steps": steps, "feedback.source": arm}
+  return changed | ({"srl.credit": "all"} if own else {})
 
 
 def run(
@@ -172,19 +252,18 @@ def run(
   if leg.over:
     raise Stopped
   program.folder.mkdir(parents=True, exist_ok=True)
-  pin = None
-  if core is not None and hasattr(os, "sched_setaffinity"):
-    pin = lambda: os.sched_setaffinity(0, {core})  # noqa: E731
+  program.started()
+  pin = "" if core is None else str(core)
+  child = [sys.executable, str(ROOT / "benchmarks" / "effects" / "child.py"), str(os.getpid()), pin]
   start, asked = time.monotonic(), False
   with program.log.open("a", encoding="utf-8") as log:
     # In a group of its own: a Ctrl-C in the terminal reaches it once, through the leg.
     process = subprocess.Popen(
-      program.command(),
+      [*child, *program.command()],
       cwd=ROOT,
       env=dict(environment),
       stdout=log,
       stderr=log,
-      preexec_fn=pin,
       process_group=0,
     )
     try:

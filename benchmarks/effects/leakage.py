@@ -12,6 +12,7 @@ taken from GSM8K's test file.
 import ast
 import collections
 import dataclasses
+import itertools
 import os
 import re
 import unicodedata
@@ -19,12 +20,12 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from pasmr_jax import Config
-from pasmr_jax.data.pools import read_pool
+from pasmr_jax.data.pools import NAMES, read_pool
 from pasmr_jax.data.questions import Question, read_questions
 
 _RUN = 8  # words
 _NEAR = 0.5  # share of a test question's runs
-_TRAINING = ("pivot", "triplets", "srl")
+_NAMED = 5  # questions in an error
 
 
 class LeakError(ValueError):
@@ -173,22 +174,47 @@ def check(config: Config, test_sets: Mapping[str, str]) -> Leakage:
   Raises:
     LeakError: a question of the tests, or of development in training.
   """
-  seen = {
-    pool: read_pool(pool, config) for pool in (*_TRAINING, "development") if config.data[pool]
+  seen = {pool: _read(pool, config) for pool in (*_learned(config), "development")}
+  tested = {
+    name: _read("test", config, ast.literal_eval(sources) if sources else None)
+    for name, sources in test_sets.items()
   }
-  tested = {name: _tested(config, sources) for name, sources in test_sets.items()}
   path = os.path.join(config.data.root, "gsm8k", "test.jsonl")
   if config.data.root and os.path.isfile(path):
     # A format reads what it is asked for: no answer here.
     tested["gsm8k test"] = read_questions(path, "gsm8k", "en", solutions=False, answers=False)
   found = compare(seen, tested, config.pivot)
   if found.leaks:
-    raise LeakError(f"training, development and tests overlap: {found.told()}")
+    common = (found.shared_ids, found.shared_texts, found.development_in_training)
+    named = list(dict.fromkeys(itertools.chain(*common)))[:_NAMED]
+    raise LeakError(
+      f"training, development and tests overlap, first {', '.join(named)}: {found.told()}"
+    )
   return found
 
 
-def _tested(config: Config, sources: str) -> list[Question]:
-  changed: Any = config.copy_and_resolve_references()
-  if sources:
-    changed.data.test = ast.literal_eval(sources)
-  return read_pool("test", changed)
+def _learned(config: Config) -> list[str]:
+  """The pools that a model learns from: those in a mixture, and self-feedback's."""
+  mixtures = [config[stage].mixture for stage in ("base", "pam") if stage in config.stages]
+  named = {pool for mixture in mixtures for pool, weight in mixture.items() if weight > 0}
+  return [pool for pool in NAMES if pool in named | {"srl"} and config.data[pool]]
+
+
+def _read(pool: str, config: Config, sources: Sequence[str] | None = None) -> list[Question]:
+  """A pool's questions; ids that only count lines begin with the file whose lines they count."""
+  found = []
+  for source in config.data[pool] if sources is None else sources:
+    changed: Any = config.copy_and_resolve_references()
+    changed.data[pool] = (source,)
+    questions = read_pool(pool, changed)
+    if _counts_lines(source, config):
+      file = source.partition("[")[0]
+      questions = [dataclasses.replace(one, id=f"{file}:{one.id}") for one in questions]
+    found += questions
+  return found
+
+
+def _counts_lines(source: str, config: Config) -> bool:
+  format = source.partition(":")[0]
+  by_column = format in ("json", "huggingface")
+  return format == "mgsm8k_instruct" or (by_column and not config.data.columns.id)

@@ -7,7 +7,7 @@ said to be missing.
 """
 
 import dataclasses
-import functools
+import hashlib
 import json
 import pathlib
 from collections.abc import Mapping, Sequence
@@ -34,6 +34,7 @@ from benchmarks.effects.results import (
   throughput,
 )
 from pasmr_jax.experiment.comparison import MIN_DIFFERING
+from pasmr_jax.experiment.setup import base_model
 
 
 def main_table(results: Results) -> str:
@@ -85,23 +86,26 @@ def _responses(results: Results) -> str:
     "language/translation/target": "translation in the pivot",
     "number_recall/target": "numbers kept",
   }
+  asked_of_all = ("truncated/target", "rule/none", "tokens/target")
   lines = [
     "| arm | " + " | ".join(shares.values()) + " | chrF++ | tokens |",
     "|---" * (len(shares) + 3) + "|",
   ]
   for name in results.arms:
-    if name == "base":
-      continue  # it was not asked for a translation
-    mean = functools.partial(results.mean, name, results.sets[0], "greedy")
-    cells = [percent(mean(measure)) for measure in shares]
-    cells += [percent(mean(measure), 1.0) for measure in ("chrf/target", "tokens/target")]
+    scales = dict.fromkeys(shares, 100.0) | {"chrf/target": 1.0, "tokens/target": 1.0}
+    cells = [
+      percent(results.mean(name, results.sets[0], "greedy", measure), scale)
+      if name != "base" or measure in asked_of_all
+      else ""
+      for measure, scale in scales.items()
+    ]
     lines.append(f"| {CALLED[name]} | " + " | ".join(cells) + " |")
   if len(lines) == 2:
-    return "No arm that was taught the format is finished."
+    return "No arm is finished."
   return (
     f"{results.sets[0]}, greedy, target languages, in %; no answer also over the pivot's questions."
-    " Numbers of the question are counted where there is a translation, chrF++ (0 to"
-    " 100) with a missing one as empty.\n\n" + "\n".join(lines)
+    " The base model was not asked for a translation. Numbers of the question are counted where"
+    " there is a translation, chrF++ (0 to 100) with a missing one as empty.\n\n" + "\n".join(lines)
   )
 
 
@@ -193,13 +197,17 @@ def _time(results: Results) -> str:
 
 
 def _missing(results: Results, names: Sequence[str], seeds: int) -> str:
+  """What was asked for and is not there, and what is there and does not belong to the rest."""
   missing = [
     f"{CALLED[name]} (seed {seed})"
     for name in names
     for seed in range(seeds)
-    if seed not in results.seeds(name)
+    if seed not in results.seeds(name) and (name, seed) not in results.refused
   ]
-  return f"Not finished, and not in the table: {', '.join(missing)}.\n\n" if missing else ""
+  told = f"Not finished, and not in the table: {', '.join(missing)}.\n\n" if missing else ""
+  for (name, seed), reason in results.refused.items():
+    told += f"Not in the table: {CALLED[name]} (seed {seed}): {reason}.\n\n"
+  return told
 
 
 def write(
@@ -216,7 +224,7 @@ def write(
   workdir = study.workdir
   found = answers(results)
   speed = throughput(results, study.configuration())
-  learned_from = signals(results)
+  learned_from, weights = signals(results), _weights(study)
   for one in found:
     if one.chart:
       (workdir / "charts").mkdir(exist_ok=True)
@@ -249,10 +257,11 @@ def write(
     f"## Time\n\n{_time(results)}\n",
     "## Machine\n\n" + ("\n".join(f"- {one}" for one in machines(results)) or "None yet.") + "\n",
     "## Settings\n\n`" + study.config + "` with " + _settings(study) + "\n",
+    f"Weights: {weights}\n",
   ]
   path = workdir / "study.md"
   path.write_text("\n".join(sections), "utf-8")
-  measured = {"signals": learned_from, "throughput": speed}
+  measured = {"signals": learned_from, "throughput": speed, "weights": weights}
   _write_json(workdir / "study.json", study, results, found, leakage, search, measured, command)
   return path
 
@@ -263,6 +272,19 @@ def _settings(study: Study) -> str:
   return ", ".join(f"`{key}={value}`" for key, value in own.items()) or "nothing changed."
 
 
+def _weights(study: Study) -> str:
+  """What the runs begin with, by name; a file also by its content."""
+  config = study.configuration()
+  path = pathlib.Path(config.model.pretrained)
+  if not config.model.pretrained:
+    return "random"
+  if not path.is_file():
+    return base_model(config)
+  with path.open("rb") as file:
+    digest = hashlib.file_digest(file, "sha256").hexdigest()
+  return f"{path.name}, {path.stat().st_size:,} bytes, SHA-256 {digest}"
+
+
 def _write_json(
   path: pathlib.Path,
   study: Study,
@@ -270,7 +292,7 @@ def _write_json(
   found: Sequence[Answer],
   leakage: Leakage,
   search: Mapping[str, Any] | None,
-  measured: Mapping[str, Sequence[Mapping[str, Any]]],
+  measured: Mapping[str, Any],
   command: str,
 ) -> None:
   values = {

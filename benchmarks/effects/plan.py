@@ -9,16 +9,14 @@ ends, on the others by eval.py. `Study.arm` gives an arm's programs in order and
 its answers.
 """
 
-import ast
 import dataclasses
-import importlib
 import json
 import math
 import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from benchmarks.effects.arms import ARMS, CONTINUED, Program, after_pam
+from benchmarks.effects.arms import ARMS, CONTINUED, Program, after_pam, configuration
 from pasmr_jax import Config
 
 BEFORE = ("base", "pam")  # what every seed has besides its arms
@@ -39,12 +37,11 @@ class Scale:
 
 
 _SETS = {"mgsm": "", "msvamp": "('msvamp[:250]',)"}
-_EIGHT_SHOT = {
+_EIGHT_SHOT = {  # answers may be as long as those of the arms
   "evaluation.ask": "native_cot",
   "evaluation.exemplars": 8,
   "evaluation.max_prompt_length": 4096,
   "evaluation.batch_size": 64,
-  "evaluation.max_new_tokens": 256,
 }
 _GRID = {
   "pam": {
@@ -86,7 +83,6 @@ SCALES: Mapping[str, Scale] = {
       "evaluation.exemplars": 2,
       "evaluation.sampled": False,
       "evaluation.max_prompt_length": 1536,
-      "evaluation.max_new_tokens": 96,
       "evaluation.batch_size": 32,
       "rollout.prompt_bucket": 128,
     },
@@ -134,13 +130,17 @@ class Study:
   settings: Mapping[str, Any]  # keys set for all its runs: places, --set, what the search chose
 
   def configuration(self) -> Config:
-    """The configuration with the settings of all runs, as train.py will see it."""
-    path, _, argument = self.config.partition(":")
-    module = importlib.import_module(path.removesuffix(".py").replace("/", "."))
-    config: Config = module.get_config(argument) if argument else module.get_config()
-    flat = {key: _value(config, key, value) for key, value in self.settings.items()}
-    config.update_from_flattened_dict(flat)
-    return config
+    """The configuration with the settings of all runs."""
+    return configuration(self.config, self.settings)
+
+  def whole(self) -> "Study":
+    """The same with every set of its scale."""
+    return dataclasses.replace(self, scale=SCALES[self.config.partition(":")[2]])
+
+  def seeds(self) -> list[int]:
+    """Those that have a folder."""
+    names = (folder.name.removeprefix("seed") for folder in self.workdir.glob("seed*"))
+    return sorted(int(name) for name in names if name.isdecimal())
 
   def arm(self, name: str, seed: int) -> Arm:
     """The programs of `base`, `pam` or one of `ARMS`.
@@ -162,7 +162,7 @@ class Study:
       settings = {
         **self.scale.arm_settings,
         **settings,
-        **after_pam(name, folder / "pam", steps),
+        **after_pam(name, folder / "pam", steps, config),
       }
     stage = "pam" if name == "pam" or name in CONTINUED else "srl"
     first, *others = self.scale.sets
@@ -197,18 +197,6 @@ class Study:
       script="eval.py",
       flags=(f"--stage={stage}", f"--name={name}"),
     )
-
-
-def _value(config: Config, key: str, value: Any) -> Any:
-  """A setting as the configuration holds it; what is given as text is read as on a command line."""
-  held: Any = config
-  for part in key.split("."):
-    if part not in held:
-      raise ValueError(f"--set={key}: no such key; configs/base.py declares them all")
-    held = held[part]
-  if isinstance(held, str):
-    return str(value)
-  return ast.literal_eval(value) if isinstance(value, str) else value
 
 
 def metric_lines(folder: pathlib.Path, stage: str) -> list[dict[str, Any]]:

@@ -66,6 +66,7 @@ class Results:
   groups: dict[str, tuple[str, ...]]  # trained, unseen, and the pivot by its code -> languages
   sets: tuple[str, ...]
   pivot: str
+  refused: dict[tuple[str, int], str]  # (arm, seed) that was made otherwise -> how
 
   def seeds(self, name: str) -> list[int]:
     return [arm.seed for arm in self.arms.get(name, ())]
@@ -157,24 +158,26 @@ class Results:
     return [(step, float(np.mean(found))) for step, found in sorted(values.items())]
 
 
-def collect(study: Study, names: Sequence[str], seeds: int, trained: Sequence[str]) -> Results:
-  """Reads what is finished.
+def collect(study: Study, trained: Sequence[str]) -> Results:
+  """Reads what is finished, whichever arms and seeds the newest leg was asked for.
 
   Args:
     study: which study.
-    names: arms, with `base` and `pam`.
-    seeds: how many.
     trained: languages that PAM learned from.
   """
   config = study.configuration()
   arms: dict[str, list[Arm]] = {}
-  for name in sorted(names, key=(*BEFORE, *ARMS).index):
-    for seed in range(seeds):
-      if name == "continued_pam_tokens" and not study.arm("pivot", seed).finished():
-        continue  # how long it is follows from the pivot's run
-      arm = study.arm(name, seed)
-      if arm.finished():
-        arms.setdefault(name, []).append(arm)
+  refused: dict[tuple[str, int], str] = {}
+  for name in (*BEFORE, *ARMS):
+    for seed in study.seeds():
+      if name in ARMS and not (study.workdir / f"seed{seed}" / name).exists():
+        continue  # not begun; how long one of them is follows from the pivot's run
+      try:
+        arm = study.arm(name, seed)
+        if arm.finished():
+          arms.setdefault(name, []).append(arm)
+      except ValueError as error:
+        refused[name, seed] = str(error)
   groups = {
     "trained": tuple(code for code in config.languages if code in trained),
     "unseen": tuple(code for code in config.languages if code not in trained),
@@ -185,6 +188,7 @@ def collect(study: Study, names: Sequence[str], seeds: int, trained: Sequence[st
     groups={name: codes for name, codes in groups.items() if codes},
     sets=tuple(study.scale.sets),
     pivot=config.pivot,
+    refused=refused,
   )
 
 

@@ -3,8 +3,9 @@
 Only work that cannot be avoided counts, so that no program beats these bounds and most stay well
 below them. A decoded token of every slot reads all weights and the keys and values of the row so
 far, and multiplies by each weight; a learned token is multiplied by each weight three times (once
-forward, twice backward), the output table's included. Prompts, padding, scoring by the reference
-and what devices send each other are left out, which makes the bounds higher.
+forward, twice backward; once where adapters learn and the weight has no gradient), the output
+table's included. Adapters, prompts, padding, scoring by the reference and what devices send each
+other are left out, which makes the bounds higher.
 """
 
 import dataclasses
@@ -13,6 +14,7 @@ from typing import Any
 
 from pasmr_jax.experiment.planning.cost import CHIPS, Chip
 from pasmr_jax.experiment.planning.gpus import GPUS
+from pasmr_jax.experiment.planning.workload import workload
 from pasmr_jax.models.config import TransformerConfig
 
 BYTES = {"float32": 4, "bfloat16": 2, "int8": 1}
@@ -46,6 +48,7 @@ def bounds(
   cache: str = "",
   count: int = 1,
   tensor: int = 1,
+  adapters: bool = False,
 ) -> Bounds:
   """What equal devices could do at best together.
 
@@ -57,6 +60,7 @@ def bounds(
     cache: type of keys and values; "" is the model's.
     count: devices.
     tensor: devices over which a layer's weights are split; each group of as many has all of them.
+    adapters: whether they learn, and not the weights.
   """
   layers, table = parameters(model)
   weights = (layers + table) * BYTES[model.dtype]
@@ -68,7 +72,7 @@ def bounds(
   multiplying = 2 * slots * (layers + table) / (count * chip.flops)
   return Bounds(
     sampled=slots / max(reading, multiplying),
-    learned=count * chip.flops / (6 * (layers + table)),
+    learned=count * chip.flops / ((4 if adapters else 6) * (layers + table)),
   )
 
 
@@ -78,22 +82,25 @@ def beside(
   """Rows of `results.throughput` with `roofline/sampled` and `roofline/learned`, shares of it.
 
   Devices that are not in `KNOWN`, or not all the same, have no bounds, and the rows stay as they
-  are. A row's context is taken as half of the measured mean response: prompts are left out.
+  are. A row's context is taken as half of the measured mean response: prompts are left out. All
+  arms are held to the slots of `config`: those that solve no translation may fill fewer.
   """
   chip = KNOWN.get(device_kinds[0])
   if chip is None or len(set(device_kinds)) != 1:
     return rows
-  responses = config.srl.questions * config.srl.group_size  # more rows are never decoded together
+  count, tensor = len(device_kinds), config.mesh.tensor
+  slots = workload(config, parts=count // tensor, fill=1.0).slots
   found = []
   for row in rows:
     best = bounds(
       chip,
       model,
-      slots=min(config.rollout.slots or responses, responses),
+      slots=slots,
       context=row.get("response_length", 0.0) / 2,
       cache=config.rollout.cache_dtype,
-      count=len(device_kinds),
-      tensor=config.mesh.tensor,
+      count=count,
+      tensor=tensor,
+      adapters=config.lora.rank > 0,
     )
     shares = {"roofline/learned": row["throughput/update_tokens_per_second"] / best.learned}
     if "throughput/rollout_tokens_per_second" in row:

@@ -18,6 +18,7 @@ from typing import Any
 
 from benchmarks.effects import arms
 from benchmarks.effects.plan import Study, metric_lines
+from pasmr_jax.experiment.reliability.storage import write_whole
 
 METRIC = "development/target_accuracy"
 NAME = "search.json"
@@ -29,13 +30,25 @@ def points(grid: Mapping[str, Sequence[Any]]) -> Iterator[dict[str, Any]]:
     yield dict(zip(grid, values, strict=True))
 
 
-def chosen(workdir: pathlib.Path) -> dict[str, Any]:
-  """The settings that a finished search chose; none if there was no search."""
+def read(workdir: pathlib.Path) -> dict[str, Any] | None:
+  """What a finished search wrote down; None if there was no search.
+
+  Raises:
+    ValueError: the file is broken.
+  """
   path = workdir / NAME
   if not path.exists():
-    return {}
-  found = json.loads(path.read_text("utf-8"))["stages"]
-  return {key: value for stage in found.values() for key, value in stage["chosen"].items()}
+    return None
+  try:
+    return json.loads(path.read_text("utf-8"))
+  except ValueError as error:
+    raise ValueError(f"{path} is broken: {error}; remove it and search again") from error
+
+
+def chosen(workdir: pathlib.Path) -> dict[str, Any]:
+  """The settings that a finished search chose; none if there was no search."""
+  stages = (read(workdir) or {"stages": {}})["stages"]
+  return {key: value for stage in stages.values() for key, value in stage["chosen"].items()}
 
 
 def search(
@@ -77,7 +90,7 @@ def search(
       folder = study.workdir / "search" / f"{stage}-{number}"
       settings = {**fixed, **quiet, **taken, "seed": 0, "data.seed": 0, **point}
       if stage == "srl":
-        settings |= arms.after_pam("pivot", pam, config.srl.steps)
+        settings |= arms.after_pam("pivot", pam, config.srl.steps, config)
       program = arms.Program(folder=folder, config=study.config, settings=settings)
       arms.run(program, leg, environment)
       last = [line for line in metric_lines(folder, stage) if METRIC in line][-1]
@@ -91,7 +104,7 @@ def search(
     "questions_a_language": config.evaluation.development_questions,
     "stages": stages,
   }
-  (study.workdir / NAME).write_text(json.dumps(found, indent=2) + "\n", "utf-8")
+  write_whole(study.workdir / NAME, json.dumps(found, indent=2) + "\n")
   if free:
     for folder in (study.workdir / "search").glob("*/checkpoints"):
       shutil.rmtree(folder)

@@ -63,9 +63,10 @@ class Rewards:
   pooled: Vote  # the vote of all G * K pivot answers (empty when none were sampled)
 
 
-def needs_pivot_answers(source: str, credit: str) -> bool:
-  """Whether translations must be solved at all."""
-  return source in ("pivot", "shuffled") or credit == "split"
+def needs_pivot_answers(source: str, credit: str, understanding_weight: float) -> bool:
+  """Whether translations must be solved at all: for labels, or to teach translations by them."""
+  taught = credit == "split" and understanding_weight > 0
+  return source in ("pivot", "shuffled") or (taught and source != "random")
 
 
 def labels(

@@ -452,7 +452,9 @@ class Translations:
     self.stage, self.questions = stage, questions
     self.key_data = np.asarray(jax.random.key_data(key))
     config = stage.config
-    self.needed = rewards.needs_pivot_answers(config.feedback.source, config.srl.credit)
+    self.needed = rewards.needs_pivot_answers(
+      config.feedback.source, config.srl.credit, config.srl.understanding_weight
+    )
     self.places: dict[tuple[int, str], int | None] = {}  # (question, text) -> request, if it fits
     self.closed: set[tuple[int, int]] = set()  # responses whose translation is known
     self.waiting: list[Request] = []

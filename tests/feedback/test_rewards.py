@@ -113,15 +113,15 @@ def test_random_depends_on_the_seed_only():
 
 
 def test_pivot_answers_are_needed_only_by_what_reads_them():
-  needed = {source: rewards.needs_pivot_answers(source, "all") for source in rewards.SOURCES}
-  assert needed == {
-    "pivot": True,
-    "shuffled": True,
-    "gold": False,
-    "target_majority": False,
-    "random": False,
-  }
-  assert rewards.needs_pivot_answers("gold", "split")
+  def needed_by(credit, weight):
+    return {
+      source for source in rewards.SOURCES if rewards.needs_pivot_answers(source, credit, weight)
+    }
+
+  assert needed_by("all", 1.0) == {"pivot", "shuffled"}
+  # Translations are taught by how many of their answers are the label; a coin asks for none.
+  assert needed_by("split", 1.0) == {"pivot", "shuffled", "gold", "target_majority"}
+  assert needed_by("split", 0.0) == {"pivot", "shuffled"}
 
 
 @pytest.mark.parametrize(

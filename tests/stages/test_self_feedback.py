@@ -331,6 +331,23 @@ def test_split_credit_teaches_translation_and_reasoning_apart(tokenizer, params)
   assert (advantages[1, cut : cut + 5] < 0).all()
 
 
+@pytest.mark.parametrize(
+  ("source", "weight", "solved"),
+  [
+    ("target_majority", 1.0, True),
+    ("target_majority", 0.0, False),
+    ("random", 1.0, False),
+    ("pivot", 0.0, True),
+  ],
+)
+def test_no_translation_is_solved_in_vain(tokenizer, params, source, weight, solved):
+  changes = {"srl__credit": "split", "srl__understanding_weight": weight}
+  stage, state, _ = _stage(tokenizer, params, feedback__source=source, **changes)
+  stage.batch(state, 0)
+  solutions = [one["pivot_solutions"] for group in stage.rollouts for one in group["responses"]]
+  assert any(solutions) == solved
+
+
 def test_only_the_most_extreme_rows_are_learned_from(tokenizer, params):
   stage, state, _ = _stage(tokenizer, params, srl__update_rows=5)
   ([batch], _), _ = stage.batch(state, 0)

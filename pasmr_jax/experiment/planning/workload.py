@@ -45,7 +45,8 @@ def workload(config: Config, parts: int, fill: float) -> Workload:
   microbatch = srl.row_bucket // srl.microbatches
   rollout, questions = config.rollout, srl.questions
   drawn_rows = questions * srl.group_size
-  translations = drawn_rows if needs_pivot_answers(feedback.source, srl.credit) else 0
+  solved = needs_pivot_answers(feedback.source, srl.credit, srl.understanding_weight)
+  translations = drawn_rows if solved else 0
   solutions = translations * feedback.pivot_samples
   prompt_length = -(-srl.max_prompt_length // rollout.prompt_bucket) * rollout.prompt_bucket
   slots = slot_count(rollout.slots, _together(config, drawn_rows, solutions), parts)
