@@ -41,10 +41,9 @@ def folder_statement(path: str) -> tuple[Stated, Family]:
 
 
 def folder_json(path: str) -> dict[str, Any]:
-  """config.json as it is written; of a multimodal checkpoint, what it says of the text model."""
+  """config.json as it is written."""
   file = find_folder(path, ["config.json"]) / "config.json"
-  written = json.loads(file.read_text("utf-8"))
-  return written.get("text_config", written)
+  return json.loads(file.read_text("utf-8"))
 
 
 def find_folder(path: str, patterns: list[str]) -> pathlib.Path:
