@@ -26,7 +26,7 @@ CONFIG = config_flags.DEFINE_config_file("config", None, "Configuration file.", 
 WORKDIR = flags.DEFINE_string("workdir", None, "Work directory of the run.")
 OUT = flags.DEFINE_string("out", None, "Folder to write; must not exist, or be empty.")
 DTYPE = flags.DEFINE_enum(
-  "dtype", "", ["", "float32", "bfloat16"], "Of the weights; '' is model.param_dtype."
+  "dtype", "", ["", "float32", "bfloat16"], "Of a whole model; '' is model.param_dtype."
 )
 STAGE = flags.DEFINE_enum(
   "stage",
@@ -48,9 +48,12 @@ def main(_):
   if STAGE.value == "pretrained" and not config.model.pretrained:
     raise ValueError("--stage=pretrained: model.pretrained is ''; expected weights to export")
   validation.check(config)
+  stage = STAGE.value
+  if stage != "pretrained":  # asked before make_run, which would make a folder that is misspelt
+    last = last_stage(workdir)
+    stage = last if stage == "last" else stage
   run = make_run(config, workdir, pools=())
   with exits.told(out), jax.set_mesh(run.mesh):
-    stage = last_stage(workdir) if STAGE.value == "last" else STAGE.value
     if stage == "pretrained":
       checkpoint = stage
       export(run, run.pretrained_params(), checkpoint, out, DTYPE.value)
@@ -59,6 +62,10 @@ def main(_):
       checkpoint = f"{stage}_{step}"
       export(run, params, checkpoint, out, DTYPE.value)
     else:
+      if DTYPE.value:
+        raise ValueError(
+          f"--dtype={DTYPE.value}: adapters are float32; expected no --dtype, or --merge_lora"
+        )
       adapters, settings, origin, step = run.checkpoint_adapters(stage, STEP.value)
       checkpoint = f"{stage}_{step}"
       export_adapters(run, adapters, settings, origin, checkpoint, out)

@@ -45,3 +45,23 @@ def test_a_finished_run_is_exported_and_transformers_answers_with_it(
   refused = runs.run(command, environment)
   assert refused.returncode != 0
   assert "expected no such file, or an empty folder" in refused.stderr
+
+
+@pytest.mark.parametrize("stage", ["last", "srl"])
+def test_a_misspelt_work_directory_is_not_made(environment, tmp_path, stage):
+  command = runs.command(
+    tmp_path / "typo", "export.py", [f"--out={tmp_path / 'model'}", f"--stage={stage}"]
+  )
+  refused = runs.run(command, environment)
+  assert refused.returncode != 0
+  assert f"{tmp_path / 'typo'}: expected a run" in refused.stderr
+  assert not list(tmp_path.iterdir())
+
+
+def test_adapters_have_one_dtype(environment, tmp_path):
+  (tmp_path / "run" / "checkpoints" / "pam" / "1").mkdir(parents=True)
+  flags = [f"--out={tmp_path / 'model'}", "--dtype=bfloat16"]
+  command = runs.command(tmp_path / "run", "export.py", flags, lora__rank=2)
+  refused = runs.run(command, environment)
+  assert refused.returncode != 0
+  assert "--dtype=bfloat16: adapters are float32; expected no --dtype" in refused.stderr

@@ -17,7 +17,7 @@ from pasmr_jax import Config
 from pasmr_jax.experiment.setup import Run, parameter_count, source
 from pasmr_jax.models import pretrained
 from pasmr_jax.models.lora import LoraSettings
-from pasmr_jax.models.peft import write_adapters
+from pasmr_jax.models.peft import Base, write_adapters
 from pasmr_jax.models.writing import find_layout, write_json, write_model
 from pasmr_jax.text.chat import THINKING
 from pasmr_jax.text.fast_tokenizer import save_tokenizer
@@ -85,8 +85,10 @@ def export_adapters(
       f"--workdir={run.workdir}: {checkpoint} holds adapters on {origin!r}, which is no model of"
       " Hugging Face; expected --merge_lora, which writes the whole model"
     )
+  model = run.config.model
+  base = Base(_base_model(run.config), model.revision, pretrained.is_multimodal(source(model)))
   with _finished(folder) as partial:
-    write_adapters(partial, adapters, settings, run.model, _base_model(run.config))
+    write_adapters(partial, adapters, settings, run.model, base)
     _write_surroundings(run, partial, checkpoint, ADAPTERS, "float32", adapters)
 
 

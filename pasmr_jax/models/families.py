@@ -51,6 +51,12 @@ class Stated:
       raise ValueError(f"{self.where}: {name} = {value!r}; expected 1 to {_LARGEST}")
     return int(value)
 
+  def number(self, name: str, default: float | None = None) -> float:
+    value = self.need(name) if default is None else self.get(name, default)
+    if isinstance(value, bool) or not isinstance(value, int | float):
+      raise ValueError(f"{self.where}: {name} = {value!r}; expected a number")
+    return float(value)
+
   def refuse_unless(self, name: str, *allowed: object) -> None:
     """Raises ValueError if `name` is stated and is none of `allowed`."""
     value = self.get(name, allowed[0])

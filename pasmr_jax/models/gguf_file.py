@@ -8,7 +8,7 @@ one, and in the rows of Llama's queries and keys, which are stored in another or
 import contextlib
 import math
 import pathlib
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import gguf
@@ -37,6 +37,24 @@ _LLAMA3 = {
   "original_max_position_embeddings": 8192,
 }
 _DIVISORS = "rope_freqs.weight"
+# Keys of llama.cpp that change what is computed, and the value with which they do not.
+_NEUTRAL = {
+  "attention.causal": True,
+  "attention.clamp_kqv": 0.0,
+  "attention.max_alibi_bias": 0.0,
+  "embedding_scale": 1.0,
+  "logit_scale": 1.0,
+  "residual_scale": 1.0,
+  "rope.scaling.attn_factor": 1.0,
+}
+# Keys that may say no other width of a head than attention.key_length does.
+_HEAD_DIMS = (
+  "attention.value_length",
+  "attention.key_length_swa",
+  "attention.value_length_swa",
+  "rope.dimension_count",
+  "rope.dimension_count_swa",
+)
 
 
 def gguf_config(path: str) -> TransformerConfig:
@@ -53,58 +71,74 @@ def gguf_statement(path: str) -> tuple[Stated, Family]:
   architecture = fields.get("general.architecture")
   experts = {"num_local_experts": fields.get(f"{architecture}.expert_count", 0)}
   family = find_family(path, "general.architecture", architecture, experts)
-
-  def field(name: str, default: Any = None) -> Any:
-    value = fields.get(f"{architecture}.{name}", default)
-    if value is None:
-      raise ValueError(f"{path}: found no metadata key {architecture}.{name}")
-    return value
-
-  def maybe(name: str) -> Any:
-    return fields.get(f"{architecture}.{name}")
-
-  if architecture == "llama" and maybe("attention.sliding_window"):
+  said = Stated(path, {name.removeprefix(f"{architecture}."): fields[name] for name in fields})
+  if architecture == "llama" and said.get("attention.sliding_window"):
     family = FAMILIES["mistral"]  # llama.cpp calls Mistral a Llama
+  for name, neutral in _NEUTRAL.items():
+    said.refuse_unless(name, neutral)
   tensors = {tensor.name: tensor for tensor in reader.tensors}
-  embed_dim, vocab_size = (int(size) for size in tensors["token_embd.weight"].shape)
-  heads, layers = field("attention.head_count"), field("block_count")
-  head_dim = maybe("attention.key_length") or embed_dim // heads
-  for name in ("attention.value_length", "rope.dimension_count"):
-    if (maybe(name) or head_dim) != head_dim:
-      raise ValueError(f"{path}: {name} = {maybe(name)} is not supported, only {head_dim}")
-  values = {
+  values = _values(said, tensors)
+  values["rope_parameters"] = _rope(said, tensors, 1e6 if architecture == "gemma3" else 1e4)
+  if architecture in _PERIOD:
+    values |= _gemma(said, architecture, values)
+  scale = values.get("query_pre_attn_scalar", values["head_dim"]) ** -0.5
+  if not math.isclose(said.number("attention.scale", scale), scale, rel_tol=1e-4):
+    raise ValueError(
+      f"{path}: attention.scale = {said.get('attention.scale')!r} is not supported, only {scale!r}"
+    )
+  return Stated(path, values), family
+
+
+def _values(said: Stated, tensors: Mapping[str, gguf.ReaderTensor]) -> dict[str, Any]:
+  """What all families state alike."""
+  embedding = tensors.get("token_embd.weight")
+  if embedding is None or len(embedding.shape) != 2:
+    raise ValueError(f"{said.where}: found no matrix token_embd.weight")
+  embed_dim, vocab_size = (int(size) for size in embedding.shape)
+  heads = said.size("attention.head_count")
+  head_dim = said.size("attention.key_length", embed_dim // heads)
+  for name in _HEAD_DIMS:
+    said.refuse_unless(name, head_dim)
+  return {
     "vocab_size": vocab_size,
     "hidden_size": embed_dim,
-    "num_hidden_layers": layers,
+    "num_hidden_layers": said.size("block_count"),
     "num_attention_heads": heads,
-    "num_key_value_heads": field("attention.head_count_kv", heads),
+    "num_key_value_heads": said.size("attention.head_count_kv", heads),
     "head_dim": head_dim,
-    "intermediate_size": field("feed_forward_length"),
-    "rms_norm_eps": round(float(field("attention.layer_norm_rms_epsilon")), 12),  # from float32
+    "intermediate_size": said.size("feed_forward_length"),
+    # As it was before it became a float32.
+    "rms_norm_eps": round(said.number("attention.layer_norm_rms_epsilon"), 12),
     "tie_word_embeddings": "output.weight" not in tensors,
-    "sliding_window": maybe("attention.sliding_window"),
+    "sliding_window": said.get("attention.sliding_window"),
     "hidden_act": "silu",
-    "max_position_embeddings": maybe("context_length"),
+    "max_position_embeddings": said.get("context_length"),
   }
-  rope = _rope(path, field, tensors, 1e6 if architecture == "gemma3" else 1e4)
-  if architecture in _PERIOD:
-    gemma3 = architecture == "gemma3"
-    period = field("attention.sliding_window_pattern", _PERIOD[architecture])
-    largest = layers == _LARGEST[architecture]
-    values |= {
-      "hidden_activation": "gelu_pytorch_tanh",
-      "query_pre_attn_scalar": embed_dim // heads if largest else head_dim,
-      "layer_types": [
-        "full_attention" if (layer + 1) % period == 0 else "sliding_attention"
-        for layer in range(layers)
-      ],
-      "attn_logit_softcapping": None if gemma3 else field("attn_logit_softcapping", 50.0),
-      "final_logit_softcapping": maybe("final_logit_softcapping") or (None if gemma3 else 30.0),
+
+
+def _gemma(said: Stated, architecture: str, values: Mapping[str, Any]) -> dict[str, Any]:
+  """What Gemma's files do not say, or say in words of their own."""
+  gemma3, layers = architecture == "gemma3", values["num_hidden_layers"]
+  period = said.size("attention.sliding_window_pattern", _PERIOD[architecture])
+  largest = layers == _LARGEST[architecture]
+  scalar = values["hidden_size"] // values["num_attention_heads"] if largest else values["head_dim"]
+  own = {
+    "hidden_activation": "gelu_pytorch_tanh",
+    "query_pre_attn_scalar": scalar,
+    "layer_types": [
+      "full_attention" if (layer + 1) % period == 0 else "sliding_attention"
+      for layer in range(layers)
+    ],
+    "attn_logit_softcapping": None if gemma3 else said.get("attn_logit_softcapping", 50.0),
+    "final_logit_softcapping": said.get("final_logit_softcapping") or (None if gemma3 else 30.0),
+  }
+  if gemma3:
+    base = said.number("rope.freq_base_swa", 1e4)
+    own["rope_parameters"] = {
+      "full_attention": values["rope_parameters"],
+      "sliding_attention": {"rope_type": "default", "rope_theta": base},
     }
-    if gemma3:
-      local = {"rope_type": "default", "rope_theta": float(field("rope.freq_base_swa", 1e4))}
-      rope = {"full_attention": rope, "sliding_attention": local}
-  return Stated(path, values | {"rope_parameters": rope}), family
+  return own
 
 
 def _reader(path: str) -> gguf.GGUFReader:
@@ -116,14 +150,17 @@ def _reader(path: str) -> gguf.GGUFReader:
     raise ValueError(f"{path}: no readable GGUF file: {error}") from error
 
 
-def _rope(path: str, field: Callable, tensors: dict[str, Any], base: float) -> dict[str, Any]:
+def _rope(said: Stated, tensors: Mapping[str, gguf.ReaderTensor], base: float) -> dict[str, Any]:
   """transformers' rope_parameters; `base` is the family's, where the file states none."""
-  kind, base = field("rope.scaling.type", "none"), float(field("rope.freq_base", base))
+  base = said.number("rope.freq_base", base)
+  # As llama.cpp reads it: old files have the factor under another key, and none need say `linear`.
+  factor = said.number("rope.scaling.factor", said.number("rope.scale_linear", 0.0)) or 1.0
+  kind = said.get("rope.scaling.type", "none" if factor == 1.0 else "linear")
   rope: dict[str, Any] = {"rope_type": "default" if kind == "none" else kind, "rope_theta": base}
   if kind == "linear":
-    rope["factor"] = float(field("rope.scaling.factor"))
+    rope["factor"] = factor
   if _DIVISORS in tensors:
-    rope |= _llama3(path, np.asarray(tensors[_DIVISORS].data, np.float64), base)
+    rope |= _llama3(said.where, np.asarray(tensors[_DIVISORS].data, np.float64), base)
   return rope
 
 

@@ -13,6 +13,8 @@ from pasmr_jax.models.families import Family, Stated, family_config, find_family
 from pasmr_jax.models.stored import Cut, StoredTensor, TensorSource
 from pasmr_jax.text import hub
 
+_WEIGHTS = "*.safetensors"
+
 
 def folder_config(path: str) -> TransformerConfig:
   """The config of a folder or hub id; errors as `pretrained.load_config`."""
@@ -41,17 +43,23 @@ def folder_statement(path: str) -> tuple[Stated, Family]:
 
 
 def folder_json(path: str) -> dict[str, Any]:
-  """config.json as it is written; of a multimodal checkpoint, what it says of the text model."""
+  """config.json as it is written."""
   file = find_folder(path, ["config.json"]) / "config.json"
-  written = json.loads(file.read_text("utf-8"))
-  return written.get("text_config", written)
+  return json.loads(file.read_text("utf-8"))
 
 
 def find_folder(path: str, patterns: list[str]) -> pathlib.Path:
-  """The folder itself, or the local snapshot of a hub id with the files that match."""
+  """The folder itself, or the local snapshot of a hub id with the files that match.
+
+  `*.safetensors` stands for those that hold the model: a hub id may have it in another layout too.
+  """
   if pathlib.Path(path).is_dir():
     return pathlib.Path(path)
-  return hub.snapshot(str(path), patterns)
+  files = [pattern for pattern in patterns if pattern != _WEIGHTS]
+  folder = hub.snapshot(str(path), files)
+  if _WEIGHTS not in patterns:
+    return folder
+  return hub.snapshot(str(path), [*files, *_weight_files(folder)])
 
 
 @contextlib.contextmanager
@@ -59,9 +67,8 @@ def open_folder(path: str, config: TransformerConfig) -> Iterator[TensorSource]:
   """Opens the folder's safetensors; what is read of a tensor is the part asked for."""
   import safetensors
 
-  folder = find_folder(path, ["*.json", "*.safetensors"])
-  index = folder / "model.safetensors.index.json"
-  files = _indexed_files(index) if index.is_file() else ["model.safetensors"]
+  folder = find_folder(path, ["*.json", _WEIGHTS])
+  files = _weight_files(folder)
   absent = [name for name in files if not (folder / name).is_file()]
   if absent:
     others = sorted(file.name for file in folder.glob("*.bin"))
@@ -87,6 +94,11 @@ def open_folder(path: str, config: TransformerConfig) -> Iterator[TensorSource]:
       return where[name][cut]
 
     yield TensorSource(shapes, name_of, read)
+
+
+def _weight_files(folder: pathlib.Path) -> list[str]:
+  index = folder / "model.safetensors.index.json"
+  return _indexed_files(index) if index.is_file() else ["model.safetensors"]
 
 
 def _indexed_files(index: pathlib.Path) -> list[str]:

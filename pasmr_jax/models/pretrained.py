@@ -57,7 +57,13 @@ def stated_config(path: Path) -> dict[str, Any]:
   if path.endswith(".gguf"):
     length = gguf_statement(path)[0].get("max_position_embeddings")
     return {} if length is None else {"max_position_embeddings": length}
-  return folder_json(path)
+  written = folder_json(path)
+  return written.get("text_config", written)
+
+
+def is_multimodal(path: Path) -> bool:
+  """Whether a Hugging Face folder or hub id is a model of which we read the text model alone."""
+  return "text_config" in folder_json(str(path))
 
 
 def check_tensors(path: Path, config: TransformerConfig) -> None:

@@ -4,15 +4,18 @@ A hub that answers wrongly needs a program of its own: `python -m benchmarks.fau
 """
 
 import contextlib
+import fnmatch
 import json
 import socket
 import threading
 import time
 
+import huggingface_hub
 import huggingface_hub.constants
 import pytest
 
 from pasmr_jax.data.questions import read_questions
+from pasmr_jax.models.hugging_face import find_folder
 from pasmr_jax.models.pretrained import load_config
 from pasmr_jax.text import hub
 from pasmr_jax.text.vocabularies import read_vocabulary
@@ -83,3 +86,25 @@ def test_the_cache_is_used_if_it_suffices(dead):
 def test_what_is_no_hub_id_is_not_asked_for(name):
   with pytest.raises(FileNotFoundError, match="it is not a hub id"):
     hub.snapshot(name, ["*"])
+
+
+@pytest.mark.parametrize("indexed", [False, True])
+def test_of_several_layouts_only_the_one_that_is_read_is_fetched(tmp_path, monkeypatch, indexed):
+  """Mistral's hub ids hold the model a second time, as consolidated.safetensors."""
+  model = ["model-1.safetensors", "model-2.safetensors"] if indexed else ["model.safetensors"]
+  kept = {"config.json", *model}
+  index = json.dumps({"weight_map": {f"tensor of {file}": file for file in model}})
+  remote = dict.fromkeys([*kept, "consolidated.safetensors"], "{}")
+  if indexed:
+    kept.add("model.safetensors.index.json")
+    remote["model.safetensors.index.json"] = index
+
+  def snapshot_download(name, allow_patterns, **_):
+    for file, text in remote.items():
+      if any(fnmatch.fnmatch(file, pattern) for pattern in allow_patterns):
+        (tmp_path / file).write_text(text)
+    return str(tmp_path)
+
+  monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot_download)
+  assert find_folder("owner/model", ["*.json", "*.safetensors"]) == tmp_path
+  assert {file.name for file in tmp_path.iterdir()} == kept

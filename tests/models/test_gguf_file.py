@@ -108,8 +108,14 @@ def llama3_divisors(head_dim: int) -> np.ndarray:
 def write_gguf(path, architecture, values, tensors) -> None:
   """`tensors` maps a name to an array, or to one and the kind it is quantized to."""
   writer = gguf.GGUFWriter(path, architecture)
+  adding = {
+    int: writer.add_uint32,
+    float: writer.add_float32,
+    str: writer.add_string,
+    list: writer.add_array,
+  }
   for key, value in values.items():
-    add = {int: writer.add_uint32, float: writer.add_float32, str: writer.add_string}[type(value)]
+    add = adding[type(value)]
     add(f"{architecture}.{key}", value)
   for name, tensor in tensors.items():
     if isinstance(tensor, tuple):
@@ -192,6 +198,14 @@ def small_llama(**changes):
     ({"rope.scaling.type": "yarn"}, {}, "rope_type = 'yarn' is not supported"),
     ({"rope.dimension_count": 32}, {}, "rope.dimension_count = 32 is not supported, only 64"),
     ({"attention.value_length": 32}, {}, "attention.value_length = 32 is not supported, only 64"),
+    ({"attention.scale": 0.5}, {}, "attention.scale = 0.5 is not supported, only 0.125"),
+    ({"attention.clamp_kqv": 8.0}, {}, "attention.clamp_kqv = 8.0 is not supported, only 0.0"),
+    ({"residual_scale": 0.5}, {}, "residual_scale = 0.5 is not supported, only 1.0"),
+    ({"rope.scaling.attn_factor": 2.0}, {}, "rope.scaling.attn_factor = 2.0 is not supported"),
+    ({"attention.head_count": [4, 4]}, {}, r"attention.head_count = \[4, 4\]; expected 1 to"),
+    ({"attention.head_count": 0}, {}, "attention.head_count = 0; expected 1 to"),
+    ({"attention.head_count_kv": [4]}, {}, r"attention.head_count_kv = \[4\]; expected 1 to"),
+    ({"rope.freq_base": "x"}, {}, "rope.freq_base = 'x'; expected a number"),
     (
       {},
       {"rope_freqs.weight": np.linspace(1, 8, 32, dtype=np.float32)},
@@ -203,7 +217,33 @@ def test_what_is_not_supported_is_refused_by_name(tmp_path, values, tensors, mes
   path = tmp_path / "model.gguf"
   embedding = {"token_embd.weight": np.zeros((8, 256), np.float32)}
   write_gguf(path, "llama", small_llama(**values), embedding | tensors)
-  with pytest.raises(ValueError, match=message):
+  with pytest.raises(ValueError, match=rf"model\.gguf: {message}"):
+    load_config(path)
+
+
+@pytest.mark.parametrize(
+  "values",
+  [
+    {"rope.scaling.type": "linear", "rope.scaling.factor": 4.0},
+    {"rope.scaling.factor": 4.0},  # llama.cpp takes it for linear
+    {"rope.scale_linear": 4.0},  # its older name
+  ],
+)
+def test_linear_scaling_is_read_however_it_is_stated(tmp_path, values):
+  path = tmp_path / "model.gguf"
+  tensors = {"token_embd.weight": np.zeros((8, 256), np.float32)}
+  write_gguf(path, "llama", small_llama(**values, **{"attention.scale": 0.125}), tensors)
+  assert load_config(path).rope_scale_global == 4.0
+
+
+def test_a_malformed_pattern_and_an_absent_embedding_are_named(tmp_path):
+  path = tmp_path / "model.gguf"
+  tensors = {"token_embd.weight": np.zeros((8, 256), np.float32)}
+  write_gguf(path, "gemma3", small_llama(**{"attention.sliding_window_pattern": 0}), tensors)
+  with pytest.raises(ValueError, match=r"attention\.sliding_window_pattern = 0; expected 1 to"):
+    load_config(path)
+  write_gguf(path, "llama", small_llama(), {})
+  with pytest.raises(ValueError, match=r"model\.gguf: found no matrix token_embd\.weight"):
     load_config(path)
 
 
@@ -216,5 +256,5 @@ def test_an_unknown_architecture_and_a_missing_key_are_named(tmp_path):
   values = small_llama()
   del values["block_count"]
   write_gguf(path, "llama", values, tensors)
-  with pytest.raises(ValueError, match=r"found no metadata key llama\.block_count"):
+  with pytest.raises(ValueError, match=r"model\.gguf: found no block_count"):
     load_config(path)
