@@ -21,6 +21,7 @@ from pasmr_jax.text.languages import LANGUAGES
 from pasmr_jax.text.languages import language as language_table
 from pasmr_jax.text.numerals import number_reader
 from pasmr_jax.text.separators import Number
+from pasmr_jax.text.symbolic import WORDS
 
 HASH, BOXED, PHRASE, LAST_NUMBER = RULES = ("hash", "boxed", "phrase", "last_number")
 
@@ -65,6 +66,14 @@ _LIST_ITEM = re.compile(r"[.)](?=\s)")
 _LAST_DIGIT = re.compile(r".*[\d¼-¾⅐-⅞]", re.DOTALL)
 _WITHIN_WORD = re.compile(r"[^\s.,;:=]|[.,]\d")
 _SUFFIX = re.compile(r"['’]\w+")
+_END = rf"(?!{_LETTER})"
+# Short words, which would be products of letters: "So, 5", "15 a day", "42 / day". No formula has
+# longer ones, "sin" and "or" are of formulas, and what stands in braces is told apart later.
+_WORD = rf"(?!(?:{'|'.join(WORDS)}){_END})[a-z]{{2,3}}{_END}(?![^{{}}]*\}})"
+_PROSE = re.compile(rf"^\s*{_WORD}[\s,]+[\w$]|(?<=[\w)}}\]%]\s){_WORD}|/\s?{_WORD}", re.IGNORECASE)
+_LAST_WORDS = re.compile(
+  rf"(?<=[\w)}}\]%])(?:\s[a-z]{{1,3}})*?(?:\s?/\s?|\s){_WORD}$", re.IGNORECASE
+)
 
 
 class _Reader:
@@ -93,6 +102,10 @@ class _Reader:
       word_forms((*own.answer_verbs, *own.units, *own.currencies, *english.currencies))
     )
     self.unit = re.compile("|".join(map(re.escape, self.numbers.units)))
+    # "15 (3 * 5)" explains itself, "3 (x + 1)" and "3 (4 + 1) = 15" multiply
+    space = r"\s" if own.spaced else r"\s?"
+    inside = r"(?:[^()\[\]a-z\\]|\\(?:times|cdot|div)|x(?=\s?[0-9]))*"
+    self.explanation = re.compile(rf"{space}[(\[]{inside}[)\]](?!\s?[-+*/^=×÷·(\[])")
 
   # ---- explicit statements ---------------------------------------------------------------------
 
@@ -260,6 +273,8 @@ class _Reader:
     self, window: str, lowered: str, begin: int, end: int, number: Number
   ) -> _Reading | None:
     """Value of a statement whose first number is `number`: that number, or the formula it is in."""
+    if self.explanation.match(lowered, number.end, end):
+      end = number.end
     if not number.ratio:
       if "$" in window or "\\" in window:
         enclosing = self.formulas.enclosing(window, begin, number.start)
@@ -281,8 +296,12 @@ class _Reader:
       return None
     start = window.index(body, begin)
     spans = math_spans(body)
-    whole = spans and spans[0][:2] == (0, len(body))
-    value = self.formulas.expression(spans[0][2] if whole else body)
+    if spans and spans[0][:2] == (0, len(body)):
+      value = self.formulas.expression(spans[0][2])
+      return None if value is None else (value, start, start + len(body))
+    body = _LAST_WORDS.sub("", body)
+    sides = "=".join(body.split("=")[-2:])  # no others are read
+    value = None if _PROSE.search(sides) else self.formulas.expression(body)
     return None if value is None else (value, start, start + len(body))
 
   # ---- the last number -------------------------------------------------------------------------

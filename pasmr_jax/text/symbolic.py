@@ -271,6 +271,7 @@ _TRAILING_UNIT = re.compile(
 _JOINING_WORDS = frozenset(
   ("or", "and", "oder", "und", "ou", "et", "o", "y", "e", "или", "и", "або", "أو", "或", "和")
 )
+WORDS = (*sorted(_FUNCTIONS | _JOINING_WORDS), "sqrt", "pi")  # that a formula may have
 _WORD_SEPARATOR = re.compile(r"\s(?:or|and|oder|und|ou|et|или|或|和|または)\s")
 _RELATIONS = (
   *(("\\leq", "≤"), ("\\geq", "≥"), ("\\neq", "≠"), ("\\le", "≤"), ("\\ge", "≥"), ("\\ne", "≠")),
@@ -285,6 +286,8 @@ _RELATION = re.compile(
 )
 _RELATION_OF = dict(_RELATIONS)
 _OPEN, _CLOSE = "([{⦃", ")]}⦄"
+_NAME = re.compile(r"\\?[A-Za-z]+(?:_\{?\w+\}?)?(?:\([^()]{0,20}\))?")
+IDENTITY = Symbolic("0 = 0")  # 2x + x = 3x
 
 
 def _split(text: str, marks: str) -> list[str]:
@@ -299,6 +302,16 @@ def _split(text: str, marks: str) -> list[str]:
       parts.append(text[begin:index])
       begin = index + 1
   return [*parts, text[begin:]]
+
+
+def is_name(side: str) -> bool:
+  """Is a side of an equation one name or function: x, A_1, f(2)?"""
+  return _NAME.fullmatch(side.strip()) is not None
+
+
+def has_symbol(side: str) -> bool:
+  """Has a side of an equation a letter that belongs to no macro?"""
+  return re.search(r"[^\W\d_]", re.sub(r"\\[A-Za-z]+", "", side)) is not None
 
 
 def _value(terms: Sum) -> Fraction | Symbolic:
@@ -324,11 +337,8 @@ def _read(text: str, depth: int) -> Fraction | Symbolic:
       raise NotUnderstood("mixed relations")
     left, right = parts[-2].strip(), parts[-1]
     # x = 5, f(2) = 5 and 2 + 3 = 5 say 5; x + y = 5 is an equation with no value of its own
-    named = re.fullmatch(r"\\?[A-Za-z]+(?:_\{?\w+\}?)?(?:\([^()]{0,20}\))?", left)
     value = _read(right, depth + 1)
-    if named or len(parts) > 2:
-      return value
-    if isinstance(value, Fraction) and not re.search(r"[^\W\d_]", re.sub(r"\\[A-Za-z]+", "", left)):
+    if is_name(left) or len(parts) > 2 or (isinstance(value, Fraction) and not has_symbol(left)):
       return value
     difference = add(_Parser(left).parse(), _Parser(right).parse(), -1)
     leading = difference[min(difference)] if difference else Fraction(1)
