@@ -86,6 +86,7 @@ class _Reader:
     own, english = self.language, LANGUAGES["en"]
     self.answer_words = word_forms((*own.answer_words, *english.answer_words))
     self.verb = _words(own.answer_verbs, own.spaced, english.answer_verbs)
+    self.says = re.compile(rf"[\s*_]*:|{self.verb.pattern}")
     self.negation = _words(own.negations, own.spaced, english.negations)
     steps = "|".join(map(re.escape, word_forms((*own.steps, *english.steps))))
     self.step = re.compile(steps)
@@ -186,6 +187,9 @@ class _Reader:
       lowered[after : after + 1].isalpha() or (place > 0 and lowered[place - 1].isalpha())
     ):
       return None  # part of another word: "answered"
+    within = after - place == 1 and place > 0 and lowered[place - 1].isalpha()
+    if within and not self.says.match(lowered, after):
+      return None  # the same of one character: "回答5个问题", but "回答：5" and "解答是5"
     if self.step_before.search(lowered, max(0, place - 24), place):
       return None  # "step-by-step answer:" is a heading
     number = self.numbers.first(lowered, after, min(len(lowered), after + 120))
