@@ -54,10 +54,10 @@ _SENTENCE_END = re.compile(r"[!?！？。।॥؟۔።;\n]|\.(?=\s+\S|$)")
 _CLAUSE_END = re.compile(r"[!?！？。।॥؟۔።;\n,、，(]|\.(?=\s+\S|$)")
 _ABBREVIATION = re.compile(rf"(?<!{_LETTER}){_LETTER}{{1,6}}\.$")
 _OPERATOR_AFTER = re.compile(
-  r"\s?(?:[-+*/^_×÷·=<>≤≥±√(\[]|\\(?![$%,; )\]]|text|mathrm|mbox)|[a-zπ](?![^\W\d_]))"
+  r"–(?=[0-9])|\s?(?:[-+*/^_×÷·=<>≤≥±√(\[]|\\(?![$%,; )\]]|text|mathrm|mbox)|[a-zπ](?![^\W\d_]))"
 )
 _OPERATOR_BEFORE = re.compile(r"(?:[-+*/^_×÷·=<>≤≥±√(\[{]|\\[A-Za-z]+)\s?$")
-_OPERATION = re.compile(r"[-+*/^_×÷·=<>≤≥±√(\[]")
+_OPERATION = re.compile(r"[-+*/^_×÷·=<>≤≥±√(\[]|–(?=[0-9])")
 _HAS_MATHEMATICS = re.compile(r"[0-9\\^=+*/√π]")
 _BOX = re.compile(r"\s{0,3}\{")
 _BRACE = re.compile(r"[{}]")

@@ -3,8 +3,8 @@
 A small parser of the LaTeX that final answers are written in. It evaluates nothing but bounded
 exact arithmetic: an expression becomes a sum of monomials (`polynomials.py`) and is compared by its
 canonical text; one without symbols and roots is a rational number and is returned as one. Tuples,
-intervals, sets, relations and several solutions are built of such forms. A word or a matrix is kept
-as it is written, without its spaces.
+intervals, sets, ratios, relations and several solutions are built of such forms. A word or a matrix
+is kept as it is written, without its spaces.
 
 Every part is limited: characters, depth, steps, terms, digits, exponents. What goes beyond, or is
 not understood, is None.
@@ -59,12 +59,12 @@ _GREEK = frozenset(
 )
 _TOKEN = re.compile(
   r"\s+|(?P<number>[0-9]+(?:\.[0-9]+)?|\.[0-9]+)|\\(?P<macro>[A-Za-z]+)|(?P<word>[A-Za-z]+)"
-  r"|(?P<superscript>[⁰¹²³⁴⁵⁶⁷⁸⁹]+)|(?P<letter>[^\W\d_])|(?P<mark>[-+*/^_(){}\[\]|!×÷·√:])"
+  r"|(?P<superscript>[⁰¹²³⁴⁵⁶⁷⁸⁹]+)|(?P<letter>[^\W\d_])|(?P<mark>[-+*/^_(){}\[\]|!×÷·√])"
 )
 _SUPERSCRIPTS = str.maketrans("⁰¹²³⁴⁵⁶⁷⁸⁹", "0123456789")
 _LETTERS = {"π": "pi", "∞": "infty", "∅": "emptyset", "θ": "theta", "α": "alpha", "β": "beta"}
 _OPERATORS = {"times": "*", "cdot": "*", "div": "/", "ast": "*", "×": "*", "·": "*", "÷": "/"}
-_OPERATORS |= {":": "/", "lbrace": "{", "vert": "|", "lvert": "|", "rvert": "|"}
+_OPERATORS |= {"lbrace": "{", "vert": "|", "lvert": "|", "rvert": "|"}
 
 
 def _tokens(text: str) -> list[tuple[str, str]]:
@@ -321,7 +321,7 @@ def _value(terms: Sum) -> Fraction | Symbolic:
 
 
 def _read(text: str, depth: int) -> Fraction | Symbolic:
-  """One expression, tuple, set, interval, relation or list of solutions."""
+  """One expression, tuple, set, interval, ratio, relation or list of solutions."""
   text = text.strip()
   if depth > 4 or not text:
     raise NotUnderstood("empty or too deep")
@@ -363,6 +363,8 @@ def _read(text: str, depth: int) -> Fraction | Symbolic:
     return Symbolic(text[0] + ", ".join(forms) + text[-1])
   if text[0] == "⦃" and text[-1] == "⦄":
     return Symbolic("{" + str(_read(text[1:-1], depth + 1)) + "}" if text[1:-1].strip() else "{}")
+  if len(parts := _split(text, ":")) > 1:  # a ratio: 1:2 is not 2:4, nor 1:2:3 equal to 1:3:2
+    return Symbolic(":".join(str(_read(part, depth + 1)) for part in parts))
   if text.count("±") == 1:
     both = {str(_read(text.replace("±", sign), depth + 1)) for sign in "+-"}
     return Symbolic(", ".join(sorted(both)))
