@@ -21,6 +21,7 @@ from pasmr_jax.text.languages import LANGUAGES
 from pasmr_jax.text.languages import language as language_table
 from pasmr_jax.text.numerals import number_reader
 from pasmr_jax.text.separators import Number
+from pasmr_jax.text.symbolic import WORDS
 
 HASH, BOXED, PHRASE, LAST_NUMBER = RULES = ("hash", "boxed", "phrase", "last_number")
 
@@ -53,10 +54,10 @@ _SENTENCE_END = re.compile(r"[!?！？。।॥؟۔።;\n]|\.(?=\s+\S|$)")
 _CLAUSE_END = re.compile(r"[!?！？。।॥؟۔።;\n,、，(]|\.(?=\s+\S|$)")
 _ABBREVIATION = re.compile(rf"(?<!{_LETTER}){_LETTER}{{1,6}}\.$")
 _OPERATOR_AFTER = re.compile(
-  r"\s?(?:[-+*/^_×÷·=<>≤≥±√(\[]|\\(?![$%,; )\]]|text|mathrm|mbox)|[a-zπ](?![^\W\d_]))"
+  r"–(?=[0-9])|\s?(?:[-+*/^_×÷·=<>≤≥±√(\[]|\\(?![$%,; )\]]|text|mathrm|mbox)|[a-zπ](?![^\W\d_]))"
 )
 _OPERATOR_BEFORE = re.compile(r"(?:[-+*/^_×÷·=<>≤≥±√(\[{]|\\[A-Za-z]+)\s?$")
-_OPERATION = re.compile(r"[-+*/^_×÷·=<>≤≥±√(\[]")
+_OPERATION = re.compile(r"[-+*/^_×÷·=<>≤≥±√(\[]|–(?=[0-9])")
 _HAS_MATHEMATICS = re.compile(r"[0-9\\^=+*/√π]")
 _BOX = re.compile(r"\s{0,3}\{")
 _BRACE = re.compile(r"[{}]")
@@ -65,6 +66,14 @@ _LIST_ITEM = re.compile(r"[.)](?=\s)")
 _LAST_DIGIT = re.compile(r".*[\d¼-¾⅐-⅞]", re.DOTALL)
 _WITHIN_WORD = re.compile(r"[^\s.,;:=]|[.,]\d")
 _SUFFIX = re.compile(r"['’]\w+")
+_END = rf"(?!{_LETTER})"
+# Short words, which would be products of letters: "So, 5", "15 a day", "42 / day". No formula has
+# longer ones, "sin" and "or" are of formulas, and what stands in braces is told apart later.
+_WORD = rf"(?!(?:{'|'.join(WORDS)}){_END})[a-z]{{2,3}}{_END}(?![^{{}}]*\}})"
+_PROSE = re.compile(rf"^\s*{_WORD}[\s,]+[\w$]|(?<=[\w)}}\]%]\s){_WORD}|/\s?{_WORD}", re.IGNORECASE)
+_LAST_WORDS = re.compile(
+  rf"(?<=[\w)}}\]%])(?:\s[a-z]{{1,3}})*?(?:\s?/\s?|\s){_WORD}$", re.IGNORECASE
+)
 
 
 class _Reader:
@@ -77,6 +86,7 @@ class _Reader:
     own, english = self.language, LANGUAGES["en"]
     self.answer_words = word_forms((*own.answer_words, *english.answer_words))
     self.verb = _words(own.answer_verbs, own.spaced, english.answer_verbs)
+    self.says = re.compile(rf"[\s*_]*:|{self.verb.pattern}")
     self.negation = _words(own.negations, own.spaced, english.negations)
     steps = "|".join(map(re.escape, word_forms((*own.steps, *english.steps))))
     self.step = re.compile(steps)
@@ -93,6 +103,10 @@ class _Reader:
       word_forms((*own.answer_verbs, *own.units, *own.currencies, *english.currencies))
     )
     self.unit = re.compile("|".join(map(re.escape, self.numbers.units)))
+    # "15 (3 * 5)" explains itself, "3 (x + 1)" and "3 (4 + 1) = 15" multiply
+    space = r"\s" if own.spaced else r"\s?"
+    inside = r"(?:[^()\[\]a-z\\]|\\(?:times|cdot|div)|x(?=\s?[0-9]))*"
+    self.explanation = re.compile(rf"{space}[(\[]{inside}[)\]](?!\s?[-+*/^=×÷·(\[])")
 
   # ---- explicit statements ---------------------------------------------------------------------
 
@@ -173,6 +187,9 @@ class _Reader:
       lowered[after : after + 1].isalpha() or (place > 0 and lowered[place - 1].isalpha())
     ):
       return None  # part of another word: "answered"
+    within = after - place == 1 and place > 0 and lowered[place - 1].isalpha()
+    if within and not self.says.match(lowered, after):
+      return None  # the same of one character: "回答5个问题", but "回答：5" and "解答是5"
     if self.step_before.search(lowered, max(0, place - 24), place):
       return None  # "step-by-step answer:" is a heading
     number = self.numbers.first(lowered, after, min(len(lowered), after + 120))
@@ -260,6 +277,8 @@ class _Reader:
     self, window: str, lowered: str, begin: int, end: int, number: Number
   ) -> _Reading | None:
     """Value of a statement whose first number is `number`: that number, or the formula it is in."""
+    if self.explanation.match(lowered, number.end, end):
+      end = number.end
     if not number.ratio:
       if "$" in window or "\\" in window:
         enclosing = self.formulas.enclosing(window, begin, number.start)
@@ -281,8 +300,12 @@ class _Reader:
       return None
     start = window.index(body, begin)
     spans = math_spans(body)
-    whole = spans and spans[0][:2] == (0, len(body))
-    value = self.formulas.expression(spans[0][2] if whole else body)
+    if spans and spans[0][:2] == (0, len(body)):
+      value = self.formulas.expression(spans[0][2])
+      return None if value is None else (value, start, start + len(body))
+    body = _LAST_WORDS.sub("", body)
+    sides = "=".join(body.split("=")[-2:])  # no others are read
+    value = None if _PROSE.search(sides) else self.formulas.expression(body)
     return None if value is None else (value, start, start + len(body))
 
   # ---- the last number -------------------------------------------------------------------------

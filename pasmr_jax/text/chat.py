@@ -8,6 +8,7 @@ date that they have.
 """
 
 import dataclasses
+from typing import Any
 
 from pasmr_jax.text.tokenizer import Tokenizer
 
@@ -27,13 +28,11 @@ def with_chat(tokenizer: Tokenizer, system: str = "", thinking: bool = False) ->
       without it writes a thought that is empty; other templates do not read it.
 
   Raises:
-    ValueError: there is no template, it refuses (a system text, for instance), it has no switch for
-      thinking, or it does not show the message once as it is.
+    ValueError: there is no template, it fails or refuses (a system text, for instance), it has no
+      switch for thinking, or it does not show the message once as it is.
   """
   import jinja2
-  import jinja2.ext
   import jinja2.meta
-  import jinja2.sandbox
 
   template = tokenizer.vocabulary.chat_template
   if not template:
@@ -41,14 +40,7 @@ def with_chat(tokenizer: Tokenizer, system: str = "", thinking: bool = False) ->
       f"prompt.style is 'chat', but the tokenizer {tokenizer.source} has no chat template"
     )
 
-  def refuse(message: str) -> None:
-    raise jinja2.TemplateError(message)
-
-  # The environment that transformers documents for writers of templates.
-  environment = jinja2.sandbox.ImmutableSandboxedEnvironment(
-    trim_blocks=True, lstrip_blocks=True, extensions=[jinja2.ext.loopcontrols]
-  )
-  environment.globals["raise_exception"] = refuse
+  environment = _environment()
   messages = [{"role": "system", "content": system}] if system else []
   messages.append({"role": "user", "content": _MESSAGE})
   vocabulary = tokenizer.vocabulary
@@ -58,11 +50,6 @@ def with_chat(tokenizer: Tokenizer, system: str = "", thinking: bool = False) ->
   }
   try:
     switches = jinja2.meta.find_undeclared_variables(environment.parse(template))
-    if thinking and THINKING not in switches:
-      raise ValueError(
-        f"prompt.thinking is True, but the chat template of {tokenizer.source} has no such switch"
-        f" ({THINKING}); expected False"
-      )
     text = environment.from_string(template).render(
       messages=messages,
       add_generation_prompt=True,
@@ -76,6 +63,15 @@ def with_chat(tokenizer: Tokenizer, system: str = "", thinking: bool = False) ->
       f"prompt.style: the chat template of {tokenizer.source} refuses a chat"
       f" {'with' if system else 'without'} system text (prompt.system): {error}"
     ) from error
+  except Exception as error:  # a template is a program and may fail in any way
+    raise ValueError(
+      f"prompt.style: the chat template of {tokenizer.source} fails: {error!r}"
+    ) from error
+  if thinking and THINKING not in switches:
+    raise ValueError(
+      f"prompt.thinking is True, but the chat template of {tokenizer.source} has no such switch"
+      f" ({THINKING}); expected False"
+    )
   before, *after = text.split(_MESSAGE)
   if len(after) != 1:
     raise ValueError(
@@ -83,3 +79,29 @@ def with_chat(tokenizer: Tokenizer, system: str = "", thinking: bool = False) ->
       " expected once"
     )
   return dataclasses.replace(tokenizer, turn=(before, after[0]))
+
+
+def _environment() -> Any:
+  """The environment that transformers documents for writers of templates."""
+  import jinja2
+  import jinja2.ext
+  import jinja2.sandbox
+
+  class Generation(jinja2.ext.Extension):
+    """{% generation %} marks what the model says, for training; it writes nothing of its own."""
+
+    tags = {"generation"}  # noqa: RUF012
+
+    def parse(self, parser: Any) -> Any:
+      line = next(parser.stream).lineno
+      body = parser.parse_statements(("name:endgeneration",), drop_needle=True)
+      return jinja2.nodes.Scope(body, lineno=line)
+
+  def refuse(message: str) -> None:
+    raise jinja2.TemplateError(message)
+
+  environment = jinja2.sandbox.ImmutableSandboxedEnvironment(
+    trim_blocks=True, lstrip_blocks=True, extensions=[jinja2.ext.loopcontrols, Generation]
+  )
+  environment.globals["raise_exception"] = refuse
+  return environment

@@ -14,6 +14,7 @@ word that calls for an answer.
 import dataclasses
 import json
 import pathlib
+import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -64,6 +65,8 @@ WORDS = {
   "yo": Words("Ìbéèrè:", "Ìdáhùn ní ìgbésẹ̀-ìgbésẹ̀:", "Ìdáhùn:"),
   "zu": Words("Umbuzo:", "Impendulo yesinyathelo ngesinyathelo:", "Impendulo:"),
 }
+
+_ENDED = r"[\n.!?。！？।॥؟۔።0-9)\]}$]"  # what ends a line or sentence, or the answer itself
 
 # One worked example: question and answer as the file has them.
 Exemplar = tuple[str, str]
@@ -149,14 +152,19 @@ def _announced(word: str, text: str) -> str:
 def cut(text: str, language: str, stops: Sequence[str]) -> tuple[str, bool]:
   """What a model wrote before it began the next question, and whether anything came off.
 
+  The word that announces a question does so where a line or sentence begins: "Die Frage: ..." does
+  not.
+
   Args:
     text: a continuation of `chain_prompt`.
     language: of the question.
-    stops: other texts that end an answer, such as a blank line.
+    stops: other texts that end an answer wherever they stand, such as a blank line.
   """
   # A blank line before the first word is no end.
   begin = len(text) - len(text.lstrip())
-  marks = [WORDS[language].question, WORDS["en"].question, *stops]
-  places = [place for mark in marks if (place := text.find(mark, begin)) >= 0]
+  places = [place for mark in stops if (place := text.find(mark, begin)) >= 0]
+  words = "|".join(re.escape(WORDS[code].question) for code in (language, "en"))
+  if match := re.search(rf"(?:^|{_ENDED})[ \t>#*_]*({words})", text):
+    places.append(match.start(1))
   end = min(places, default=len(text))
   return text[:end], end < len(text)

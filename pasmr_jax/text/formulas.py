@@ -36,6 +36,7 @@ _UNIT = re.compile(  # up to six words, with the punctuation and exponents that 
   rf"[\s~*_`'\"$.,;:!。।॥۔፣።%°)\]}}|]*+(?:-?\\?(?:{_LETTER}|[\u0900-\u0dff\u200c\u200d'])++"
   r"[\s.,;:!。।॥۔።%°)\]}*$²³/{-]*+(?:\^?\{?[23]\}?)?){0,6}$"
 )
+_EQUALS = re.compile(r"(?<![<>!])=|≈|\\approx(?![A-Za-z])")
 _BRACKET = re.compile(r"[(\[\]|]")
 _TIMES = re.compile(r"(?<=[0-9])\s?[xX]\s?(?=[0-9])")  # 4 x 5 and 4x5, not 4x
 _RANGE = re.compile(rf"([0-9][0-9.,]*)(?:-|–|\s–\s)([0-9][0-9.,]*)(?:\s?{_LETTER}+){{0,3}}")
@@ -69,19 +70,30 @@ class FormulaReader:
     """A number with its unit, or a formula; None for anything else. `text` is normalised."""
     formula = _BOLD.sub(r" \1 ", _LATEX_SPACING.sub(" ", text)).strip(" \t\r\n$*`").rstrip(".。।")
     plain = _TEXT.sub(r" \1 ", formula).strip()
-    lowered = plain.lower()
-    number = self.numbers.first(lowered, 0, len(lowered))
-    if number is not None and not lowered[: number.start].strip(" ~≈\\$,;:!"):
-      rest = plain[number.end :]
-      if not rest or (
-        not computes(rest) and _UNIT.match(rest) and not self.opens_algebra(plain, number.end)
-      ):
+    # "x = 5 cm" and "3 + 5 = 8 cm" say their last side; "2x + y = 5" says no 5
+    *_, left, side = "", *_EQUALS.split(plain)
+    if symbolic.is_name(left) or not symbolic.has_symbol(left):
+      number = self.amount(side)
+      if number is not None:
         return value_of(number)
     if match := _RANGE.fullmatch(plain):
       return Symbolic(f"{match[1]}–{match[2]}")
     if re.search(r"[0-9][.,'{\\ \u00a0_][0-9,!}]", formula):
       formula = plain_runs(formula, self.numbers.language)
-    return symbolic.read_expression(_TIMES.sub("*", formula))
+    value = symbolic.read_expression(_TIMES.sub("*", formula))
+    if value == symbolic.IDENTITY and side != plain:
+      return self.expression(side)  # 500 g + 200 g = 700 g says 700
+    return value
+
+  def amount(self, text: str) -> Number | None:
+    """The number that `text` is, with a unit or without; None if it is more."""
+    lowered = text.lower()
+    number = self.numbers.first(lowered, 0, len(lowered))
+    if number is None or lowered[: number.start].strip(" ~≈\\$,;:!"):
+      return None
+    rest = text[number.end :]
+    unit = not computes(rest) and _UNIT.match(rest) and not self.opens_algebra(text, number.end)
+    return number if not rest or unit else None
 
   def box(self, text: str) -> Value | None:
     """What a box holds: a number with its unit, a formula, else a sentence or a word."""

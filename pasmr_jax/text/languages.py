@@ -38,6 +38,7 @@ class Language:
 
   scale_words: tuple[tuple[str, int], ...] = ()  # "million" -> 10**6
   scale_before: bool = False  # the scale word may precede the number: Swahili "elfu 5"
+  scale_joints: tuple[str, ...] = ()  # may join two such amounts: Swahili "elfu 5 na mia 2"
   currencies: tuple[str, ...] = ()  # words and codes before or after an amount
   units: tuple[str, ...] = ()  # classifiers and short units that follow a number, often glued
 
@@ -265,6 +266,7 @@ _MGSM_LANGUAGES = (
       ("trilioni", 10**12),
     ),
     scale_before=True,
+    scale_joints=("na",),
     currencies=("dola", "shilingi", "ksh", "tsh", "sh", "tzs", "kes", "euro"),
     units=("m", "g", "l", "h", "s", "t", "km", "kg", "cm"),
   ),
@@ -769,6 +771,7 @@ _FURTHER_LANGUAGES = (
       ("biliyan", 10**9),
     ),
     scale_before=True,
+    scale_joints=("da",),
     currencies=("naira", "dala", "ngn"),
     units=("m", "g", "l", "km", "kg", "cm"),
   ),

@@ -45,7 +45,7 @@ _TIMES_TEN = re.compile(
   r"|([⁺-]?[⁰¹²³⁴⁵⁶⁷⁸⁹]{1,6}))"
 )
 _POWER = re.compile(r"\s?\^\s?(?:\{\s?([+-]?[0-9]{1,99})\s?\}|([0-9]{1,99}))|([⁰¹²³⁴⁵⁶⁷⁸⁹]{1,6})")
-_CLOCK = re.compile(r":([0-9]{1,4})(?![0-9:])")
+_CLOCK = re.compile(r":([0-9]{1,4}(?::[0-9]{1,4}){0,4})(?![0-9:])")
 _EXPONENT_BEFORE = re.compile(r"(?:\^|[^\W_]_|[})\]]_)[\s{]{0,2}[-+]?$")
 _MONEY = ".$¢£¤¥֏؋৲৳৻૱௹฿៛﷼" + "".join(map(chr, range(0x20A0, 0x20D0)))  # "." ends "Rs."
 _SYMBOL = rf"(?:\\?\$|[{_MONEY[1:]}])"
@@ -82,6 +82,10 @@ class NumberReader:
     self._scale = re.compile(rf"[ \u00a0~-]?(?:\\text\s?\{{\s?)?({scale})")
     self._scale_before = (
       re.compile(rf"(?<!\w)({_any(own)})[ \u00a0]+$") if language.scale_before else None
+    )
+    joint = rf"(?:(?:{_any(language.scale_joints)})[ \u00a0]+)?" if language.scale_joints else ""
+    self._scale_between = re.compile(
+      rf"[ \u00a0]+{joint}({_any(own)})[ \u00a0]+([0-9]{{1,3}})(?![0-9]|[.,][0-9])"
     )
     currencies = word_forms((*english.currencies, *language.currencies))
     self.currency_words = frozenset(currencies)
@@ -238,6 +242,25 @@ class NumberReader:
       numerator, after = self._plain_at(text, match.end())
       if numerator is not None:
         value, end = numerator / value, after
+    value, start, end = self._scaled(text, value, start, end)
+    start, negative = self._sign(text, start)
+    if negative:
+      value = -value
+    elif value is number.value:
+      return number
+    return Number(value, start, end, number.bare)
+
+  def _scaled(self, text: str, value: Fraction, start: int, end: int) -> tuple[Fraction, int, int]:
+    """Value and place with the scale words around a number."""
+    if self._scale_before and (match := self._scale_before.search(text, max(0, start - 24), start)):
+      scale, start = self._scales[match[1]], match.start()
+      value *= scale
+      while match := self._scale_between.match(text, end):  # "elfu 5 mia 2"
+        part = int(match[2]) * self._scales[match[1]]
+        if part >= scale:
+          break
+        value, end, scale = value + part, match.end(), self._scales[match[1]]
+      return value, start, end
     following = text[end : end + 1]
     if following in " \u00a0~-\\":
       following = text[end + 1 : end + 2]
@@ -249,16 +272,7 @@ class NumberReader:
         rest, after = self._smaller_scale(text, following, scale)
         if rest is not None:
           value, end = value + rest, after
-    elif self._scale_before and (
-      match := self._scale_before.search(text, max(0, start - 24), start)
-    ):
-      value, start = value * self._scales[match[1]], match.start()
-    start, negative = self._sign(text, start)
-    if negative:
-      value = -value
-    elif value is number.value:
-      return number
-    return Number(value, start, end, number.bare)
+    return value, start, end
 
   def _plain_at(self, text: str, position: int) -> tuple[Fraction | None, int]:
     """A whole number, in digits or CJK numerals, that begins at `position`; not what follows it."""

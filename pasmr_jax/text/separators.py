@@ -22,7 +22,7 @@ class Number(NamedTuple):
   start: int  # of the sign or scale word, if any, else of the first digit
   end: int  # after the last character that belongs to the value
   bare: bool = False  # written in CJK numerals alone
-  ratio: str = ""  # "3:30": a clock time or ratio, kept as written
+  ratio: str = ""  # "3:30", "2:3:5": a clock time or ratio, kept as written
 
 
 _SEPARATOR = r"(?:,\\!|\{[,.]\}|\\[,;:! ]|[.,'٫٬،_]|[ \u00a0](?=[0-9]{3}(?![0-9])))"

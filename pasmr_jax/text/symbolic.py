@@ -3,8 +3,8 @@
 A small parser of the LaTeX that final answers are written in. It evaluates nothing but bounded
 exact arithmetic: an expression becomes a sum of monomials (`polynomials.py`) and is compared by its
 canonical text; one without symbols and roots is a rational number and is returned as one. Tuples,
-intervals, sets, relations and several solutions are built of such forms. A word or a matrix is kept
-as it is written, without its spaces.
+intervals, sets, ratios, relations and several solutions are built of such forms. A word or a matrix
+is kept as it is written, without its spaces.
 
 Every part is limited: characters, depth, steps, terms, digits, exponents. What goes beyond, or is
 not understood, is None.
@@ -59,12 +59,12 @@ _GREEK = frozenset(
 )
 _TOKEN = re.compile(
   r"\s+|(?P<number>[0-9]+(?:\.[0-9]+)?|\.[0-9]+)|\\(?P<macro>[A-Za-z]+)|(?P<word>[A-Za-z]+)"
-  r"|(?P<superscript>[⁰¹²³⁴⁵⁶⁷⁸⁹]+)|(?P<letter>[^\W\d_])|(?P<mark>[-+*/^_(){}\[\]|!×÷·√:])"
+  r"|(?P<superscript>[⁰¹²³⁴⁵⁶⁷⁸⁹]+)|(?P<letter>[^\W\d_])|(?P<mark>[-+*/^_(){}\[\]|!×÷·√])"
 )
 _SUPERSCRIPTS = str.maketrans("⁰¹²³⁴⁵⁶⁷⁸⁹", "0123456789")
 _LETTERS = {"π": "pi", "∞": "infty", "∅": "emptyset", "θ": "theta", "α": "alpha", "β": "beta"}
 _OPERATORS = {"times": "*", "cdot": "*", "div": "/", "ast": "*", "×": "*", "·": "*", "÷": "/"}
-_OPERATORS |= {":": "/", "lbrace": "{", "vert": "|", "lvert": "|", "rvert": "|"}
+_OPERATORS |= {"lbrace": "{", "vert": "|", "lvert": "|", "rvert": "|"}
 
 
 def _tokens(text: str) -> list[tuple[str, str]]:
@@ -271,6 +271,7 @@ _TRAILING_UNIT = re.compile(
 _JOINING_WORDS = frozenset(
   ("or", "and", "oder", "und", "ou", "et", "o", "y", "e", "или", "и", "або", "أو", "或", "和")
 )
+WORDS = (*sorted(_FUNCTIONS | _JOINING_WORDS), "sqrt", "pi")  # that a formula may have
 _WORD_SEPARATOR = re.compile(r"\s(?:or|and|oder|und|ou|et|или|或|和|または)\s")
 _RELATIONS = (
   *(("\\leq", "≤"), ("\\geq", "≥"), ("\\neq", "≠"), ("\\le", "≤"), ("\\ge", "≥"), ("\\ne", "≠")),
@@ -285,6 +286,8 @@ _RELATION = re.compile(
 )
 _RELATION_OF = dict(_RELATIONS)
 _OPEN, _CLOSE = "([{⦃", ")]}⦄"
+_NAME = re.compile(r"\\?[A-Za-z]+(?:_\{?\w+\}?)?(?:\([^()]{0,20}\))?")
+IDENTITY = Symbolic("0 = 0")  # 2x + x = 3x
 
 
 def _split(text: str, marks: str) -> list[str]:
@@ -301,6 +304,16 @@ def _split(text: str, marks: str) -> list[str]:
   return [*parts, text[begin:]]
 
 
+def is_name(side: str) -> bool:
+  """Is a side of an equation one name or function: x, A_1, f(2)?"""
+  return _NAME.fullmatch(side.strip()) is not None
+
+
+def has_symbol(side: str) -> bool:
+  """Has a side of an equation a letter that belongs to no macro?"""
+  return re.search(r"[^\W\d_]", re.sub(r"\\[A-Za-z]+", "", side)) is not None
+
+
 def _value(terms: Sum) -> Fraction | Symbolic:
   if set(terms) <= {ONE}:
     return terms.get(ONE, Fraction(0))
@@ -308,7 +321,7 @@ def _value(terms: Sum) -> Fraction | Symbolic:
 
 
 def _read(text: str, depth: int) -> Fraction | Symbolic:
-  """One expression, tuple, set, interval, relation or list of solutions."""
+  """One expression, tuple, set, interval, ratio, relation or list of solutions."""
   text = text.strip()
   if depth > 4 or not text:
     raise NotUnderstood("empty or too deep")
@@ -324,11 +337,8 @@ def _read(text: str, depth: int) -> Fraction | Symbolic:
       raise NotUnderstood("mixed relations")
     left, right = parts[-2].strip(), parts[-1]
     # x = 5, f(2) = 5 and 2 + 3 = 5 say 5; x + y = 5 is an equation with no value of its own
-    named = re.fullmatch(r"\\?[A-Za-z]+(?:_\{?\w+\}?)?(?:\([^()]{0,20}\))?", left)
     value = _read(right, depth + 1)
-    if named or len(parts) > 2:
-      return value
-    if isinstance(value, Fraction) and not re.search(r"[^\W\d_]", re.sub(r"\\[A-Za-z]+", "", left)):
+    if is_name(left) or len(parts) > 2 or (isinstance(value, Fraction) and not has_symbol(left)):
       return value
     difference = add(_Parser(left).parse(), _Parser(right).parse(), -1)
     leading = difference[min(difference)] if difference else Fraction(1)
@@ -353,6 +363,8 @@ def _read(text: str, depth: int) -> Fraction | Symbolic:
     return Symbolic(text[0] + ", ".join(forms) + text[-1])
   if text[0] == "⦃" and text[-1] == "⦄":
     return Symbolic("{" + str(_read(text[1:-1], depth + 1)) + "}" if text[1:-1].strip() else "{}")
+  if len(parts := _split(text, ":")) > 1:  # a ratio: 1:2 is not 2:4, nor 1:2:3 equal to 1:3:2
+    return Symbolic(":".join(str(_read(part, depth + 1)) for part in parts))
   if text.count("±") == 1:
     both = {str(_read(text.replace("±", sign), depth + 1)) for sign in "+-"}
     return Symbolic(", ".join(sorted(both)))

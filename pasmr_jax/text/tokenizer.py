@@ -179,9 +179,9 @@ def load_tokenizer(
 
   Raises:
     FileNotFoundError: a `.model` or `.gguf` path that is not there.
-    ValueError: an unreadable file, an unknown stop or padding token, no end-of-sequence token,
-      no token for padding but one that ends a response, delimiters that are equal, empty, or (not
-      added) of two kinds.
+    ValueError: an unreadable file, an unknown stop or padding token, one of them or a delimiter
+      that is a single character of ordinary text, no end-of-sequence token, no token for padding
+      but one that ends a response, delimiters that are equal, empty, or (not added) of two kinds.
   """
   vocabulary = read_vocabulary(path)
   if not open_delimiter and not close_delimiter:
@@ -231,7 +231,7 @@ def load_tokenizer(
   # Longest first, so that "<unused10>" is not read as a shorter name. A look-ahead also finds
   # names that overlap.
   names = sorted(controls, key=len, reverse=True)
-  return Tokenizer(
+  tokenizer = Tokenizer(
     source=path,
     vocabulary=vocabulary,
     vocab_size=vocabulary.size + len(added),
@@ -248,6 +248,23 @@ def load_tokenizer(
     _control_names={token: name for name, token in controls.items()},
     _control_pattern=re.compile(f"(?=({'|'.join(map(re.escape, names))}))"),
   )
+  for token in stop_tokens:
+    _check_kept_out(tokenizer, "stop_tokens", token)
+  for key, token in {"pad_token": pad_token, **delimiters}.items():
+    if token in controls:
+      _check_kept_out(tokenizer, key, token)
+  return tokenizer
+
+
+def _check_kept_out(tokenizer: Tokenizer, key: str, token: str) -> None:
+  """`encode` cuts a control token's text in two to keep it out; one character it cannot cut."""
+  token_id = tokenizer.controls[token]
+  written = [] if token_id in tokenizer.added else [token_id]
+  if token_id in tokenizer.encode(tokenizer.vocabulary.decode(written)):
+    raise ValueError(
+      f"tokenizer {tokenizer.source}: {key} names {token!r}, which stands in text; expected a"
+      " token that ordinary text cannot have"
+    )
 
 
 def _choose_delimiters(vocabulary: Vocabulary) -> tuple[str, str]:

@@ -122,7 +122,11 @@ class FastVocabulary:
     if adds_bos is None:
       adds_bos = self.bos_id is not None and model.encode("x")[:1] == [self.bos_id]
     self.adds_bos = bool(adds_bos)
-    self.chat_template: str | None = model.chat_template
+    # A model may have several by name; transformers takes "default" where no tools are used.
+    template = model.chat_template
+    self.chat_template: str | None = (
+      template.get("default") if isinstance(template, dict) else template
+    )
     self.controls: Mapping[str, int] = {
       added.content: token for token, added in model.added_tokens_decoder.items() if added.special
     }

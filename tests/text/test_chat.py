@@ -6,6 +6,7 @@ import pytest
 
 from pasmr_jax.text.chat import with_chat
 from pasmr_jax.text.prompts import question_prompt
+from pasmr_jax.text.vocabularies import FastVocabulary
 
 TEMPLATE = (
   "{{ bos_token }}{% for m in messages %}\n"
@@ -76,6 +77,24 @@ def test_thinking_is_off_unless_asked_for(templated):
     with_chat(templated(TEMPLATE), thinking=True)
 
 
+def test_marks_of_what_the_model_says_write_nothing(templated):
+  template = (
+    "{% for m in messages %}{% if m.role == 'assistant' %}{% generation %}{{ m.content }}"
+    "{% endgeneration %}{% else %}Q: {{ m.content }}{% endif %}{% endfor %}"
+    "{%- generation -%} A:{% endgeneration %}"
+  )
+  assert with_chat(templated(template)).turn == ("Q: ", "A:")
+
+
+def test_of_several_templates_the_default_is_taken(templated):
+  model = templated(None).vocabulary.model
+  model.chat_template = {"default": "Q: {{ messages[0].content }}", "tool_use": "{{ tools }}"}
+  assert FastVocabulary(model).chat_template == "Q: {{ messages[0].content }}"
+  model.chat_template = {"tool_use": "{{ tools }}"}
+  assert FastVocabulary(model).chat_template is None
+  model.chat_template = None
+
+
 @pytest.mark.parametrize(
   ("template", "system", "message"),
   [
@@ -83,6 +102,9 @@ def test_thinking_is_off_unless_asked_for(templated):
     ("{{ raise_exception('no system') }}", "Be brief.", "refuses a chat with system text .*no sys"),
     ("{{ messages", "", "refuses a chat without system text"),
     ("{{ ''.__class__.__mro__ }}", "", "refuses a chat without system text"),
+    ("{{ 1 / 0 }}", "", r"template of .*bytes fails: ZeroDivisionError"),
+    ("{{ messages.content + 1 }}", "Be brief.", "refuses a chat with system text"),
+    ("{{ messages[0] + 1 }}", "", r"template of .*bytes fails: TypeError"),
     ("nothing", "", "shows a message 0 times, expected once"),
     ("{{ messages[-1].content * 2 }}", "", "shows a message 2 times"),
   ],

@@ -63,6 +63,13 @@ def test_without_exemplars_every_language_can_be_asked():
     ("\n\n7.\n\nmore", "de", ("\n\n",), "\n\n7."),  # a blank line before the answer is no end
     (" 7.\nDie Antwort lautet 7.", "de", ("\n\n",), None),
     (" 七。问题：", "zh", (), " 七。"),
+    (" 7\n **Frage:** 5?", "de", (), " 7\n **"),
+    (" 7 Frage: 5?", "de", (), " 7 "),
+    ("Frage: 5?", "de", (), ""),
+    # The word inside a sentence announces nothing.
+    ("让我们来解决这个问题：\n9 + 9 = 18。答案是 18。", "zh", (), None),
+    ("この問題：9 + 9 = 18。答えは18。", "ja", (), None),
+    ("Die Frage: Was ist 9 + 9?\n18\nFrage: 5?", "de", (), "Die Frage: Was ist 9 + 9?\n18\n"),
   ],
 )
 def test_an_answer_ends_where_the_next_question_begins(text, language, stops, expected):

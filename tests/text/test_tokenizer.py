@@ -231,6 +231,17 @@ def test_bad_delimiters(paths, delimiters, message):
     load_tokenizer(paths["sentencepiece"], *delimiters)
 
 
+def test_named_tokens_that_ordinary_text_has(paths):
+  """One character cannot be cut in two to keep its token out of text."""
+  for name in ("7", "<0x5A>"):  # "Z" is no piece: its byte is
+    with pytest.raises(ValueError, match=rf"small\.model: stop_tokens names '{name}'.*in text"):
+      load_tokenizer(paths["sentencepiece"], "", "", [name])
+  with pytest.raises(ValueError, match=r"bytes: pad_token names 'A'.*in text"):
+    load_tokenizer(paths["bytes"], "", "", pad_token="A")
+  with pytest.raises(ValueError, match=r"bytes: open_delimiter names 'A'.*in text"):
+    load_tokenizer(paths["bytes"], "A", "B")
+
+
 def test_unknown_names(paths):
   with pytest.raises(ValueError, match=r"small\.model: stop_tokens names '<stop>'"):
     load_tokenizer(paths["sentencepiece"], "<pivot>", "</pivot>", ["<stop>"])
