@@ -20,7 +20,7 @@ from ml_collections import config_flags
 
 from pasmr_jax import Config
 from pasmr_jax.experiment.planning.cost import CHIPS
-from pasmr_jax.experiment.planning.plan import PlanError, Planning
+from pasmr_jax.experiment.planning.plan import MOST_ROWS, PlanError, Planning
 from pasmr_jax.experiment.planning.table import advice, render
 
 CONFIG = config_flags.DEFINE_config_file("config", None, "Configuration file.", lock_config=True)
@@ -53,7 +53,8 @@ def show_max_batch(planning: Planning, topology: str) -> tuple[Any, bool]:
   )
   for key, rows in found["max_batch"].items():
     what = "decoded together" if key == "rollout.slots" else "in a microbatch"
-    print(f"  {key}: {rows} and {rows * parts} rows {what}")
+    more = ", or more: no more were tried" if rows >= MOST_ROWS else ""
+    print(f"  {key}: {rows} and {rows * parts} rows {what}{more}")
   return found, all(found["max_batch"].values())
 
 
@@ -84,6 +85,8 @@ def show_smallest(planning: Planning) -> tuple[Any, bool]:
 
 def main(_):
   config: Config = CONFIG.value
+  if OUT.value:
+    pathlib.Path(OUT.value).parent.mkdir(parents=True, exist_ok=True)  # before hours of compiling
   cache = pathlib.Path(CACHE.value).expanduser()
   planning = Planning(
     config, cache, FILL.value, QUICK.value, NUM_SLICES.value, tuple(PROGRAMS.value)

@@ -23,6 +23,7 @@ COLLECTIVES = (
   "collective-broadcast",
 )
 NETWORK = "from other slices"
+_WHOLE = ("collective-permute", "collective-broadcast", NETWORK)  # all of it reaches a device
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,7 +38,7 @@ class Collective:
   @property
   def received(self) -> float:
     """Bytes that must reach each device, whatever the algorithm."""
-    if self.kind in ("collective-permute", "collective-broadcast", NETWORK):
+    if self.kind in _WHOLE:
       return self.times * self.bytes
     share = (self.devices - 1) / self.devices
     return self.times * self.bytes * (2 * share if self.kind == "all-reduce" else share)
@@ -52,6 +53,9 @@ def collectives(
     module: the program.
     dynamic_trips: of loops whose number of trips is decided while they run.
     branches: as in `hlo.executions`.
+
+  Raises:
+    ValueError: the groups of one are written in a form that is not known.
   """
   found: dict[str, Collective] = {}
   for name, times in executions(module, dynamic_trips, True, branches).items():
@@ -76,7 +80,7 @@ def _collective(
   kind = one.opcode.removesuffix("-start")
   if kind not in COLLECTIVES:
     return None
-  devices, size = _group_size(one.attributes), one.size
+  devices, size = 1 if kind in _WHOLE else _group_size(one.attributes), one.size
   if one.opcode.endswith("-start") and kind != "all-reduce":
     size -= sum(computation.by_name[operand].size for operand in one.operands)
   if kind == "reduce-scatter":
@@ -95,8 +99,13 @@ def received_bytes(found: Sequence[Collective]) -> dict[str, float]:
 
 
 def _group_size(attributes: str) -> int:
-  """Devices a group: of `{{0,1},{2,3}}`, of `[2,4]<=[8]`, or of `mesh['a'=4,'b'=2] {'a'}`."""
-  mesh = re.search(r"replica_groups=mesh\[([^\]]*)\] \{([^}]*)\}", attributes)
+  """Devices a group: of `{{0,1},{2,3}}`, of `[2,4]<=[8]`, or of `mesh['a'=4,'b'=2] {'a'}`.
+
+  A mesh may say in between how its devices are ordered: `, device_ids=([4,2]T(1,0))`.
+  """
+  mesh = re.search(
+    r"replica_groups=mesh\[([^\]]*)\](?:, device_ids=[^{]*)? \{('\w+'(?:, ?'\w+')*)\}", attributes
+  )
   if mesh:
     sizes = {name: int(size) for name, size in re.findall(r"'(\w+)'=(\d+)", mesh[1])}
     return math.prod(sizes[name] for name in re.findall(r"'(\w+)'", mesh[2]))
@@ -106,4 +115,6 @@ def _group_size(attributes: str) -> int:
   iota = re.search(r"replica_groups=\[(\d+),(\d+)\]", attributes)
   if iota:
     return int(iota[2])
-  return 1
+  raise ValueError(
+    f"a collective has replica_groups of a form that is not known: {attributes[:300]}"
+  )

@@ -71,17 +71,6 @@ class Cost:
   hbm_bytes: float
   collective_bytes: dict[str, float]  # that reach the device, by kind of collective
 
-  def minus(self, other: "Cost") -> "Cost":
-    kinds = {
-      kind: size - other.collective_bytes.get(kind, 0.0)
-      for kind, size in self.collective_bytes.items()
-    }
-    return Cost(
-      self.flops - other.flops,
-      self.hbm_bytes - other.hbm_bytes,
-      {kind: size for kind, size in kinds.items() if size},
-    )
-
 
 def floor(cost: Cost, chip: Chip) -> tuple[dict[str, float], str]:
   """Seconds that each of a chip's resources needs at best, and which needs most."""

@@ -4,7 +4,8 @@
 microbatch. Each question is put to a process of its own (`worker.py`), because libtpu
 reads how to compile without a TPU from variables that must stand before jax is imported, and
 because a compiler that dies must not take the answers before it along. Answers are kept as JSON in
-a folder, named by a digest of the question, of the versions that compile, and of this package.
+a folder, named by a digest of the question, of what compiles and the variables that it reads, and
+of this package.
 
 This file and `table.py`, which prints, do without jax.
 """
@@ -29,11 +30,16 @@ from pasmr_jax import Config
 from pasmr_jax.experiment.planning.cost import CHIPS, GIB
 from pasmr_jax.experiment.planning.gpus import GPUS
 
-# What decides about the programs; the rest of a configuration may change without compiling again.
-_DECIDES = ("stages", "model", "tokenizer", "mesh", "base", "pam", "srl", "feedback", "rollout")
+# What decides about no program, and may change without compiling again. What were forgotten here
+# would only be compiled once more.
+_DECIDES_NOTHING = (
+  *("seed", "init_from", "data", "reward", "evaluation", "checkpoint", "guard", "log"),
+)
+_VARIABLES = ("JAX_", "LIBTPU_", "XLA_")  # of the environment, which say how to compile
 _VERSIONS = ("jax", "jaxlib", "flax", "optax")
 _CUDA = ("jax-cuda13-plugin", "jax-cuda12-plugin")  # each with a jax-cuda1X-pjrt
 _TENSORS = (1, 2, 4, 8)  # times mesh.tensor: what `smallest` tries
+MOST_ROWS = 4096  # on a device, that `max_batch` tries
 # So that libtpu neither looks for a TPU's host nor claims one, and two plans may run at a time.
 _ENVIRONMENT = {
   "JAX_PLATFORMS": "cpu",
@@ -87,6 +93,8 @@ class Planning:
   def max_batch(self, topology: str) -> dict[str, Any]:
     """The largest rows a device in a microbatch, found by compiling; raises as `plan`."""
     self._check_topology(topology)
+    if self.programs:
+      raise PlanError(f"--programs: expected none with --max_batch, found {self.programs}")
     return self._ask({"ask": "max_batch", "topology": topology})
 
   def smallest(self, generation: str) -> tuple[dict[str, Any] | None, list[tuple[str, str]]]:
@@ -117,7 +125,7 @@ class Planning:
     topologies = [f"{generation}:{shape}" for shape in CHIPS[generation].slices]
     tensors = [self.config.mesh.tensor * times for times in _TENSORS]
     question = {"ask": "weigh", "topologies": topologies, "tensors": tensors}
-    return self._ask(question)["weighed"]
+    return self._ask(question | {"programs": list(self.programs)})["weighed"]
 
   def _check_topology(self, name: str) -> None:
     """Raises PlanError unless it is a TPU generation and a shape, or a GPU and a number of them."""
@@ -159,9 +167,14 @@ class Planning:
     request = {**question, **given}
     topology = question.get("topology") or question["topologies"][0]
     versions = compiler_versions(topology.partition(":")[0])
-    decides = {name: config[name] for name in _DECIDES}
-    name = _digest(request | {"config": decides, "versions": versions, "code": _code()})
-    kept = self.cache / f"{name}.json"
+    decides = {
+      "config": {name: part for name, part in config.items() if name not in _DECIDES_NOTHING},
+      "files": _files(self.config.model.pretrained) + _files(self.config.tokenizer.path),
+      "environment": {k: v for k, v in _environment().items() if k.startswith(_VARIABLES)},
+      "versions": versions,
+      "code": _code(),
+    }
+    kept = self.cache / f"{_digest(request | decides)}.json"
     if kept.exists():
       return json.loads(kept.read_text("utf-8"))
     found = _in_a_process(request | {"config": config})
@@ -202,6 +215,11 @@ def compiler_versions(generation: str) -> dict[str, str]:
   return {name: importlib.metadata.version(name) for name in (*_VERSIONS, *compilers)}
 
 
+def _environment() -> dict[str, str]:
+  """Of the process that compiles."""
+  return os.environ | _ENVIRONMENT
+
+
 def _in_a_process(request: Mapping[str, Any]) -> dict[str, Any]:
   with tempfile.TemporaryDirectory() as folder:
     asked, answered = pathlib.Path(folder) / "request.json", pathlib.Path(folder) / "answer.json"
@@ -211,7 +229,7 @@ def _in_a_process(request: Mapping[str, Any]) -> dict[str, Any]:
     worker = "pasmr_jax.experiment.planning.worker"
     finished = subprocess.run(
       [sys.executable, "-m", worker, str(asked), str(answered)],
-      env=os.environ | _ENVIRONMENT | {"PYTHONPATH": path},
+      env=_environment() | {"PYTHONPATH": path},
       check=False,
     )
     if not answered.exists():
@@ -220,6 +238,15 @@ def _in_a_process(request: Mapping[str, Any]) -> dict[str, Any]:
         f" {finished.returncode} and no answer; what it said is above"
       )
     return json.loads(answered.read_text("utf-8"))
+
+
+def _files(name: str) -> list[Any]:
+  """Each file of a local folder, or the file itself, with its size and when it was written."""
+  if not name:
+    return []
+  path = pathlib.Path(name)
+  found = [(one, one.stat()) for one in sorted([path, *path.glob("*")]) if one.is_file()]
+  return [(one.name, stat.st_size, stat.st_mtime_ns) for one, stat in found]
 
 
 def _code() -> str:

@@ -5,9 +5,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from pasmr_jax import Config
+from pasmr_jax.experiment.planning.cost import GIB
 from pasmr_jax.experiment.planning.gpus import GPUS
 
-GIB = 2**30
 LEFT_OUT = (
   "A floor is the largest of: matrix products over peak bf16 compute, bytes over HBM bandwidth,"
   " bytes from other devices over the bandwidth of all links. It leaves out everything else: work"
@@ -69,13 +69,23 @@ def _heading(report: Mapping[str, Any]) -> str:
       f" {load['update_rows']} packed rows of {load['update_length']} tokens: the most that the"
       f" configuration allows, prompts and responses {report['fill']:.0%} of their limits long."
     )
-  if report["adjusted"]:
-    lines.append("Changed so that batches divide: " + " ".join(report["adjusted"]))
+  lines += _adjusted(report["adjusted"])
   if report["topology"].partition(":")[0] in GPUS:
     lines.append("Compiled without the GPU: no kernel was chosen by timing it, as XLA does on one.")
   if report["quick"]:
     lines.append("Compiled with little effort (--quick): figures differ from those of training.")
   return "\n".join(lines)
+
+
+def _adjusted(flags: Sequence[str]) -> Iterator[str]:
+  rehearsed = [flag for flag in flags if flag.startswith("--config.srl.rehearsal_rows=")]
+  if others := [flag for flag in flags if flag not in rehearsed]:
+    yield "Changed so that batches divide: " + " ".join(others)
+  if rehearsed:
+    yield (
+      "Changed so that batches divide; more is rehearsed a step, which changes what is learned: "
+      + " ".join(rehearsed)
+    )
 
 
 def _memory_rows(report: Mapping[str, Any]) -> Iterator[Sequence[str]]:
@@ -148,7 +158,7 @@ def advice(report: Mapping[str, Any], config: Config) -> list[str]:
     filled = sorted(program["filled_by"].items(), key=lambda item: -item[1])
     helps: dict[str, None] = {}
     for name, _ in filled:
-      helps |= dict.fromkeys(_keys(name, program["program"], config))
+      helps |= dict.fromkeys(_keys(name, program["program"], config, report["mesh"]))
     lines.append(
       f"{program['program']} does not fit: {program['over_bytes'] / GIB:.2f} GiB over the"
       f" {report['limit_bytes'] / GIB:.2f} GiB of a device. What would help, by what fills most: "
@@ -157,14 +167,28 @@ def advice(report: Mapping[str, Any], config: Config) -> list[str]:
   return lines
 
 
-def _row_length(program: str, stage: str) -> str:
-  """The key that sets how long the rows of a program are."""
+def _shorter_rows(program: str, stage: str, config: Config) -> str:
+  """What makes the rows of a program shorter."""
   if program.startswith("longest"):
-    return "srl.longer_rows"
-  return "srl.row_length" if stage == "srl" else f"{stage}.max_length"
+    return "a smaller srl.longer_rows"
+  if stage != "srl":
+    return f"a smaller {stage}.max_length"
+  if config.srl.row_length > config.srl.max_prompt_length + config.srl.max_new_tokens:
+    return "a smaller srl.row_length"
+  return "smaller srl.max_prompt_length and srl.max_new_tokens"
 
 
-def _keys(filled: str, program: str, config: Config) -> Iterator[str]:
+def _more_microbatches(stage: str, config: Config, parts: int) -> int:
+  """The next number of microbatches that leaves each device a row at least; 0 if none does."""
+  settings = config[stage]
+  rows = settings.batch_size if stage != "srl" else -(-settings.row_bucket // parts) * parts
+  if stage == "srl" and settings.rehearsal_weight > 0:
+    rows = math.gcd(rows, -(-settings.rehearsal_rows // parts) * parts)
+  more = range(settings.microbatches + 1, rows // parts + 1)
+  return next((number for number in more if rows % (number * parts) == 0), 0)
+
+
+def _keys(filled: str, program: str, config: Config, mesh: Mapping[str, int]) -> Iterator[str]:
   """Keys that make one of the things that fill memory smaller."""
   update = program.endswith("update") or program == "score"
   stage = program.split()[-2] if program.endswith("update") else "srl"
@@ -186,10 +210,11 @@ def _keys(filled: str, program: str, config: Config) -> Iterator[str]:
   if filled.startswith("reference"):
     yield "srl.kl_coef=0 with feedback.teacher=policy"
   if update and (filled.startswith("activations") or filled == "logits"):
-    yield f"{stage}.microbatches={2 * config[stage].microbatches}"
+    if more := _more_microbatches(stage, config, mesh["replica"] * mesh["fsdp"]):
+      yield f"{stage}.microbatches={more}"
     if config.model.remat != "full":
       yield "model.remat=full"
-    yield f"a smaller {_row_length(program, stage)}"
+    yield _shorter_rows(program, stage, config)
   sampled = filled in ("cache", "logits") or filled.startswith("activations")
   if sampled and program == "prefill":
     yield f"rollout.prefill_prompts below {config.rollout.prefill_prompts}"

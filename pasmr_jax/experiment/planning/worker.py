@@ -22,7 +22,7 @@ from pasmr_jax.experiment import setup, validation
 from pasmr_jax.experiment.planning.compiling import Program, compile_program, held_bytes
 from pasmr_jax.experiment.planning.cost import GIB, Chip
 from pasmr_jax.experiment.planning.gpus import GPUS, chip
-from pasmr_jax.experiment.planning.plan import UnsuitableError
+from pasmr_jax.experiment.planning.plan import MOST_ROWS, UnsuitableError
 from pasmr_jax.experiment.planning.programs import Planner
 from pasmr_jax.experiment.planning.sizes import published
 from pasmr_jax.experiment.planning.workload import adjust, workload
@@ -85,8 +85,11 @@ def model_sizes(config: Config) -> Sizes:
   return dataclasses.replace(found, **computed), place
 
 
-def largest(fits: Callable[[int], bool], start: int, limit: int = 4096) -> int:
-  """The largest number that fits, to an eighth; 0 if not even 1 does. What fits is monotonic."""
+def largest(fits: Callable[[int], bool], start: int, limit: int = MOST_ROWS) -> int:
+  """The largest number that fits, to an eighth; 0 if not even 1 does. What fits is monotonic.
+
+  More than `limit` are not tried.
+  """
   low, high = 0, start
   while high <= limit and fits(high):
     low, high = high, 2 * high
@@ -240,6 +243,9 @@ def weigh(request: dict[str, Any], sizes: Sizes) -> list[dict[str, Any]]:
 
   What a program holds is known by its shapes, without compiling; it needs more. Of the topologies
   after the first that could fit nothing is found out.
+
+  Raises:
+    ValueError: the configuration has no program of a name.
   """
   found: list[dict[str, Any]] = []
   for topology in request["topologies"]:
@@ -254,7 +260,7 @@ def weigh(request: dict[str, Any], sizes: Sizes) -> list[dict[str, Any]]:
       except UnsuitableError as error:
         found.append(option | {"why": str(error).splitlines()[-1].strip()})
         continue
-      heaviest = max(worker.programs(()), key=held_bytes)
+      heaviest = max(worker.programs(request["programs"]), key=held_bytes)
       held = held_bytes(heaviest)
       over = held - worker.chip.hbm_limit
       option |= {"fits": over <= 0, "program": heaviest.name, "held_bytes": held}

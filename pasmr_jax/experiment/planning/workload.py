@@ -49,7 +49,7 @@ def workload(config: Config, parts: int, fill: float) -> Workload:
   translations = drawn_rows if solved else 0
   solutions = translations * feedback.pivot_samples
   prompt_length = -(-srl.max_prompt_length // rollout.prompt_bucket) * rollout.prompt_bucket
-  slots = slot_count(rollout.slots, _together(config, drawn_rows, solutions), parts)
+  slots = _slots(config, drawn_rows, solutions, parts)
   prefill = -(-rollout.prefill_prompts // parts) * parts
   drawn = fill * (drawn_rows * srl.max_new_tokens + solutions * srl.max_pivot_tokens)
   return Workload(
@@ -64,22 +64,29 @@ def workload(config: Config, parts: int, fill: float) -> Workload:
   )
 
 
-def _together(config: Config, responses: int, solutions: int) -> int:
-  """Rows that may be decoded at once, were there slots for all of them.
+def _slots(config: Config, responses: int, solutions: int, parts: int) -> int:
+  """The most slots that there come to be, on all devices.
 
-  The policy solves translations beside the responses that are still written, in the slots that
-  there are; another teacher does afterwards.
+  The policy solves translations beside the responses that are still written. It has an eighth of
+  the slots at least, a half or all of them only where rows can fill them. Another teacher solves
+  afterwards.
   """
-  if config.feedback.teacher == "policy":
-    return max(responses, min(config.rollout.slots, responses + solutions))
-  return max(responses, solutions)
+  most = config.rollout.slots
+  if config.feedback.teacher != "policy":
+    return slot_count(most, max(responses, solutions), parts)
+  each = allowed = slot_count(most, max(responses, most), parts) // parts
+  first, rows = -(-responses // parts), -(-(responses + solutions) // parts)
+  while each > rows and each % 2 == 0 and each // 2 >= max(first, allowed / 8):
+    each //= 2
+  return each * parts
 
 
 def adjust(config: Config, parts: int) -> list[str]:
   """Lowers microbatches and raises padding, in place, until rows divide into so many parts.
 
-  Neither changes what is learned: microbatches add up to the batch, and padding weighs nothing. A
-  stage that is not run gets a batch that divides, because train.py checks all of them.
+  Neither changes what is learned: microbatches add up to the batch, and padding weighs nothing.
+  More rows of rehearsal do change it: each holds examples. A stage that is not run gets a batch
+  that divides, because train.py checks all of them.
 
   Returns:
     The keys it changed, as flags.

@@ -1,5 +1,7 @@
 """What devices send each other equals what is counted by hand."""
 
+import pytest
+
 from pasmr_jax.experiment.planning import hlo
 from pasmr_jax.experiment.planning.collectives import (
   collectives,
@@ -53,3 +55,34 @@ frontend_attributes={_xla_host_transfer_handler_name="xla_megascale_runtime"}
 """
   moved = received_bytes(collectives(hlo.parse(text)))
   assert moved == {"all-reduce": 400 * 2 * 3 / 4, "from other slices": 400}
+
+
+REDUCED = """\
+HloModule m
+
+ENTRY %main (x: f32[100]) -> f32[100] {{
+  %x = f32[100]{{0}} parameter(0)
+  ROOT %y = f32[100]{{0}} all-reduce(%x), channel_id=1, replica_groups={groups}, to_apply=%sum
+}}
+"""
+
+
+@pytest.mark.parametrize(
+  ("groups", "devices"),
+  [
+    ("{{0,1},{2,3}}", 2),
+    ("[4,2]<=[2,4]T(1,0)", 2),
+    ("mesh['axis_0'=4,'axis_1'=2] {'axis_0'}", 4),
+    ("mesh['axis_0'=2,'axis_1'=4], device_ids=([4,2]T(1,0)) {'axis_0'}", 2),
+    ("mesh['axis_0'=2,'axis_1'=4], device_ids=([8]) {'axis_0','axis_1'}", 8),
+  ],
+)
+def test_groups_of_devices_are_read_in_each_form(groups, devices):
+  moved = received_bytes(collectives(hlo.parse(REDUCED.format(groups=groups))))
+  assert moved == {"all-reduce": 2 * 400 * (devices - 1) / devices}
+
+
+def test_groups_of_an_unknown_form_are_an_error():
+  for groups in ("{}", "mesh['axis_0'=4] {'axis_0':(1)2}", "everyone"):
+    with pytest.raises(ValueError, match="replica_groups"):
+      collectives(hlo.parse(REDUCED.format(groups=groups)))

@@ -140,5 +140,3 @@ def test_the_floor_is_what_takes_longest():
   across = Cost(flops=0, hbm_bytes=0, collective_bytes={"all-gather": 50e9, NETWORK: 6.25e9})
   seconds, bound = cost.floor(across, CHIPS["v5e"])
   assert (seconds["interconnect"], seconds["network"], bound) == (0.25, 2.0, "network")
-  rest = spent.minus(Cost(97e12, 819e9, {"all-gather": 100e9}))
-  assert rest == Cost(100e12, 819e9, {})

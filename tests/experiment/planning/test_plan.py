@@ -58,6 +58,68 @@ def test_an_answer_is_kept_until_something_changes(worker, tmp_path, monkeypatch
   assert len(asked) == 4
 
 
+def test_an_answer_is_of_its_own_question(worker, tmp_path, monkeypatch):
+  answers, asked = worker
+  answers["v5e:2x2"] = made_up(True)
+  model, cache = tmp_path / "model", tmp_path / "cache"
+  model.mkdir()
+  (model / "config.json").write_text("{}")
+  config = tiny.get_config()
+  config.model.pretrained = str(model)
+
+  def adapted():
+    config.lora.rank = 16
+
+  questions = (
+    lambda: None,
+    adapted,
+    lambda: monkeypatch.setenv("XLA_FLAGS", "--xla_gpu_deterministic_ops=true"),
+    lambda: monkeypatch.setenv("LIBTPU_INIT_ARGS", "--xla_tpu_scoped_vmem_limit_kib=65536"),
+    lambda: monkeypatch.setenv("JAX_DEFAULT_MATMUL_PRECISION", "float32"),
+    lambda: (model / "config.json").write_text('{"num_hidden_layers": 6}'),
+  )
+  for number, change in enumerate(questions, 1):
+    change()
+    for _ in range(2):
+      Planning(config, cache).plan("v5e:2x2")
+      assert len(asked) == number
+
+
+@pytest.mark.parametrize(
+  "key",
+  [
+    *("seed", "init_from", "data.root", "data.srl", "reward.gate", "evaluation.batch_size"),
+    *("checkpoint.every", "guard.hang_minutes", "log.progress"),
+  ],
+)
+def test_what_no_program_depends_on_is_no_other_question(worker, tmp_path, key):
+  answers, asked = worker
+  answers["v5e:2x2"] = made_up(True)
+  config = tiny.get_config()
+  Planning(config, tmp_path).plan("v5e:2x2")
+  values = {str: "x", bool: False, int: 77, float: 7.5, tuple: ("x",)}
+  with config.unlocked():
+    section, _, name = key.rpartition(".")
+    part = config[section] if section else config
+    part[name] = values[type(part[name])]
+  Planning(config, tmp_path).plan("v5e:2x2")
+  assert len(asked) == 1
+
+
+def test_programs_that_were_not_asked_for_refuse_no_slice(worker, tmp_path, monkeypatch):
+  asked = []
+  monkeypatch.setattr(
+    plan, "_in_a_process", lambda request: asked.append(request) or {"weighed": []}
+  )
+  Planning(tiny.get_config(), tmp_path, programs=("decode",)).weigh("v5e")
+  assert asked[0]["programs"] == ["decode"]
+
+
+def test_the_largest_batch_is_not_of_programs_that_are_picked(worker, tmp_path):
+  with pytest.raises(PlanError, match="--programs: expected none with --max_batch"):
+    Planning(tiny.get_config(), tmp_path, programs=("decode",)).max_batch("v5e:2x2")
+
+
 def test_the_smallest_slice_is_the_first_that_fits(worker, tmp_path):
   answers, asked = worker
   answers["v5e:1x1"] = "cannot"

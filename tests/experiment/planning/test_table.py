@@ -1,6 +1,7 @@
 """Plans as text."""
 
-from configs import tiny
+from configs import pasmr_gemma, tiny
+from pasmr_jax.experiment.planning.cost import GIB
 from pasmr_jax.experiment.planning.table import advice, render, step_parts
 from tests.experiment.planning.made_up import made_up
 
@@ -50,13 +51,47 @@ def test_what_does_not_fit_comes_with_keys_that_help():
     "model.param_dtype=bfloat16",
     "srl.optimizer.name=adafactor, lion or muon",
   ]
-  assert f"srl.microbatches={2 * tiny.get_config().srl.microbatches}" in keys
+  assert not any("microbatches" in key for key in keys)  # of one row on each device already
   assert "model.remat=full" in keys
-  assert "a smaller srl.row_length" in keys
+  shorter = "smaller srl.max_prompt_length and srl.max_new_tokens"
+  assert shorter in keys  # srl.row_length is 0: as long as those two
   update = next(one for one in report["programs"] if one["program"] == "srl update")
   update["program"] = "longest srl update"
   (line,) = advice(report, tiny.get_config())
   assert set(line.partition("most: ")[2].split("; ")) ^ set(keys) == {
-    "a smaller srl.row_length",
+    shorter,
     "a smaller srl.longer_rows",
   }
+
+
+def advised(program, config, mesh=(1, 4, 1)):
+  report = made_up(False, mesh)
+  report["programs"][1] |= {"program": program, "filled_by": {"activations and the rest": GIB}}
+  (line,) = advice(report, config)
+  return line.partition("most: ")[2].split("; ")
+
+
+def test_no_key_is_named_that_cannot_help():
+  config = pasmr_gemma.get_config("1b")
+  config.srl.update({"row_bucket": 24, "rehearsal_rows": 48, "microbatches": 2})
+  assert advised("srl update", config)[0] == "srl.microbatches=3"
+  config.srl.microbatches = 6  # of one row on each of 4 devices
+  shorter = "smaller srl.max_prompt_length and srl.max_new_tokens"
+  assert advised("srl update", config) == [shorter]
+  assert advised("srl update", config, (1, 2, 2))[0] == "srl.microbatches=12"
+  config.srl.row_length = 1024  # a prompt and a response
+  assert advised("srl update", config) == [shorter]
+  config.srl.row_length = 1025
+  assert advised("srl update", config) == ["a smaller srl.row_length"]
+  config.pam.update({"batch_size": 32, "microbatches": 4})
+  assert advised("pam update", config) == ["pam.microbatches=8", "a smaller pam.max_length"]
+  config.pam.microbatches = 8
+  assert advised("pam update", config) == ["a smaller pam.max_length"]
+
+
+def test_what_changes_what_is_learned_is_said_apart():
+  report = {"topology": "v5e:2x2", "quick": False} | made_up(True)
+  report["adjusted"] = ["--config.srl.row_bucket=128", "--config.srl.rehearsal_rows=128"]
+  text = render(report)
+  assert "Changed so that batches divide: --config.srl.row_bucket=128\n" in text
+  assert "; more is rehearsed a step, which changes what is learned: --config.srl.reh" in text

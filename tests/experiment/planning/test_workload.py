@@ -1,9 +1,14 @@
 """Shapes of a step at the limits of its configuration."""
 
+import dataclasses
 import math
 
 from configs import pasmr_gemma
 from pasmr_jax.experiment.planning.workload import adjust, workload
+from pasmr_jax.parallel.mesh import make_mesh
+from pasmr_jax.rollout.engine import slot_count
+from pasmr_jax.rollout.scheduler import NOTHING, Layout, Scheduler
+from tests.experiment.planning.test_weighing import MODEL
 
 
 def test_a_step_is_planned_at_its_limits():
@@ -26,7 +31,9 @@ def test_slots_hold_solutions_too():
   config.srl.credit = "all"
   for source, teacher, slots, found in (
     ("pivot", "policy", 512, 512),  # solutions beside responses
-    ("pivot", "policy", 2048, 2048),  # 1,280 rows, and a power of two
+    ("pivot", "policy", 2048, 1024),  # half of them: 1,280 rows do not fill all
+    ("pivot", "policy", 8192, 1024),  # an eighth of them, of which there are never fewer
+    ("pivot", "policy", 1000, 1000),
     ("pivot", "policy", 0, 256),  # as many as there are responses
     ("pivot", "reference", 0, 1024),  # solutions after all responses
     ("pivot", "reference", 384, 384),
@@ -37,6 +44,22 @@ def test_slots_hold_solutions_too():
     assert load.slots == found
     solved = 256 * 4 * 384 if source == "pivot" else 0
     assert load.decodes == math.ceil((256 * 512 + solved) / (8 * found))
+    if teacher == "policy":
+      assert found == reached(slots, 256, 1024 if source == "pivot" else 0)
+
+
+def reached(slots, responses, solutions):
+  """The most slots that a scheduler comes to have."""
+  most = slot_count(slots, max(responses, slots), 8)
+  layout = Layout(most, 16, 8, 128, 64, "float32")
+  scheduler = Scheduler(None, MODEL, make_mesh(8, 1), 10, layout, None)
+  counts = []
+  for rows in (responses, solutions):
+    for _ in range(rows // 4):
+      scheduler.add(dataclasses.replace(NOTHING, samples=4))
+    scheduler._resize()
+    counts.append(8 * len(scheduler.places[0]))
+  return max(counts)
 
 
 def test_batches_are_changed_until_they_divide():
