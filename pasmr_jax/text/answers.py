@@ -69,8 +69,10 @@ _SUFFIX = re.compile(r"['’]\w+")
 _END = rf"(?!{_LETTER})"
 # Short words, which would be products of letters: "So, 5", "15 a day", "42 / day". No formula has
 # longer ones, "sin" and "or" are of formulas, and what stands in braces is told apart later.
-_WORD = rf"(?!(?:{'|'.join(WORDS)}){_END})[a-z]{{2,3}}{_END}(?![^{{}}]*\}})"
-_PROSE = re.compile(rf"^\s*{_WORD}[\s,]+[\w$]|(?<=[\w)}}\]%]\s){_WORD}|/\s?{_WORD}", re.IGNORECASE)
+_WORD = rf"(?!(?:{'|'.join(WORDS)}){_END})[a-z]{{2,3}}{_END}"
+_PROSE = re.compile(
+  rf"(?:^\s*(?={_WORD}[\s,]+[\w$])|(?<=[\w)}}\]%]\s)|/\s?){_WORD}(?![^{{}}]*\}})", re.IGNORECASE
+)
 _LAST_WORDS = re.compile(
   rf"(?<=[\w)}}\]%])(?:\s[a-z]{{1,3}})*?(?:\s?/\s?|\s){_WORD}$", re.IGNORECASE
 )

@@ -85,6 +85,7 @@ def _environment() -> Any:
   """The environment that transformers documents for writers of templates."""
   import jinja2
   import jinja2.ext
+  import jinja2.nodes
   import jinja2.sandbox
 
   class Generation(jinja2.ext.Extension):

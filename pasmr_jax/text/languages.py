@@ -40,6 +40,7 @@ class Language:
   scale_before: bool = False  # the scale word may precede the number: Swahili "elfu 5"
   scale_joints: tuple[str, ...] = ()  # may join two such amounts: Swahili "elfu 5 na mia 2"
   currencies: tuple[str, ...] = ()  # words and codes before or after an amount
+  minus_words: tuple[str, ...] = ()  # the sign in words, before its number
   units: tuple[str, ...] = ()  # classifiers and short units that follow a number, often glued
 
   numeral_digits: tuple[tuple[str, int], ...] = ()  # characters for 0..9: CJK numerals
@@ -91,6 +92,7 @@ _MGSM_LANGUAGES = (
       ("বিলিয়ন", 10**9),
     ),
     currencies=("টাকা", "ডলার", "মার্কিন ডলার"),
+    minus_words=("মাইনাস", "ঋণাত্মক"),
     units=("টি", "টা", "টে", "জন", "খানা", "কেজি", "মিটার"),
   ),
   Language(
@@ -115,6 +117,7 @@ _MGSM_LANGUAGES = (
       ("billionen", 10**12),
     ),
     currencies=("euro", "dollar", "us-dollar", "eur", "usd", "chf", "franken"),
+    minus_words=("minus",),
     units=("m", "g", "l", "h", "s", "t", "km", "kg", "cm", "stück", "uhr"),
   ),
   Language(
@@ -137,6 +140,7 @@ _MGSM_LANGUAGES = (
       ("crores", 10**7),
     ),
     currencies=("usd", "eur", "gbp", "inr", "us", "rs", "dollars", "euros", "pounds"),
+    minus_words=("minus", "negative"),
     units=("m", "g", "l", "h", "s", "t", "km", "kg", "cm", "ft", "lb", "lbs", "mph"),
   ),
   Language(
@@ -160,6 +164,7 @@ _MGSM_LANGUAGES = (
       ("billones", 10**12),
     ),
     currencies=("euros", "euro", "dólares", "dólar", "pesos", "usd", "eur"),
+    minus_words=("menos",),
     units=("m", "g", "l", "h", "s", "t", "km", "kg", "cm"),
   ),
   Language(
@@ -182,6 +187,7 @@ _MGSM_LANGUAGES = (
       ("billions", 10**12),
     ),
     currencies=("euros", "euro", "dollars", "dollar", "usd", "eur"),
+    minus_words=("moins",),
     units=("m", "g", "l", "h", "s", "t", "km", "kg", "cm"),
   ),
   Language(
@@ -195,6 +201,7 @@ _MGSM_LANGUAGES = (
     negations=("ではな", "じゃな"),
     steps=("ステップ", "段階"),
     currencies=("ドル", "円", "ユーロ", "米ドル"),
+    minus_words=("マイナス",),
     units=(
       *("個", "つ", "人", "本", "枚", "台", "匹", "冊", "杯", "回", "歳", "年", "月", "日", "時間"),
       *(
@@ -247,6 +254,7 @@ _MGSM_LANGUAGES = (
       ("триллионов", 10**12),
     ),
     currencies=("руб", "рублей", "рубля", "рубль", "долларов", "доллара", "доллар", "евро"),
+    minus_words=("минус",),
     units=("м", "г", "л", "ч", "с", "т", "км", "кг", "см", "шт", "р"),
   ),
   Language(
@@ -268,6 +276,7 @@ _MGSM_LANGUAGES = (
     scale_before=True,
     scale_joints=("na",),
     currencies=("dola", "shilingi", "ksh", "tsh", "sh", "tzs", "kes", "euro"),
+    minus_words=("hasi",),
     units=("m", "g", "l", "h", "s", "t", "km", "kg", "cm"),
   ),
   Language(
@@ -298,6 +307,7 @@ _MGSM_LANGUAGES = (
       ("బిలియన్", 10**9),
     ),
     currencies=("రూపాయలు", "రూ", "డాలర్లు", "డాలర్ల"),
+    minus_words=("మైనస్",),
     units=("మంది", "కిలోలు", "మీటర్లు"),
   ),
   Language(
@@ -321,6 +331,7 @@ _MGSM_LANGUAGES = (
       ("ล้านล้าน", 10**12),
     ),
     currencies=("บาท", "ดอลลาร์", "ดอลลาร์สหรัฐ", "ยูโร"),
+    minus_words=("ลบ",),
     units=("คน", "ชิ้น", "อัน", "ลูก", "ตัว", "เล่ม", "คัน", "เครื่อง", "ใบ", "แท่ง", "กิโลกรัม", "เมตร"),
   ),
   Language(
@@ -334,6 +345,7 @@ _MGSM_LANGUAGES = (
     negations=("不是", "不为", "不為"),
     steps=("步骤", "步驟", "逐步", "步"),
     currencies=("美元", "元", "人民币", "欧元", "块", "塊"),
+    minus_words=("负", "負"),
     units=(
       *(
         "个",
@@ -441,6 +453,7 @@ _FURTHER_LANGUAGES = (
       ("تريليون", 10**12),
     ),
     currencies=("دولار", "دولارا", "دولارات", "ريال", "درهم", "جنيه", "يورو"),
+    minus_words=("سالب",),
     units=("م", "كم", "كجم", "سم"),
   ),
   Language(
@@ -460,6 +473,7 @@ _FURTHER_LANGUAGES = (
       ("تریلیون", 10**12),
     ),
     currencies=("دلار", "تومان", "ریال", "یورو"),
+    minus_words=("منفی",),
     units=("م", "تا", "عدد", "نفر"),
   ),
   Language(
@@ -484,6 +498,7 @@ _FURTHER_LANGUAGES = (
       ("बिलियन", 10**9),
     ),
     currencies=("रुपये", "रुपए", "रु", "डॉलर"),
+    minus_words=("माइनस", "ऋण"),
     units=("किलो", "मीटर", "मी"),
   ),
   Language(
@@ -506,6 +521,7 @@ _FURTHER_LANGUAGES = (
       ("بلین", 10**9),
     ),
     currencies=("روپے", "ڈالر"),
+    minus_words=("منفی",),
     units=("کلو", "میٹر"),
   ),
   Language(
@@ -528,6 +544,7 @@ _FURTHER_LANGUAGES = (
       ("பில்லியன்", 10**9),
     ),
     currencies=("ரூபாய்", "ரூ", "டாலர்", "டாலர்கள்"),
+    minus_words=("மைனஸ்",),
     units=("கிலோ", "மீட்டர்"),
   ),
   Language(
@@ -541,6 +558,7 @@ _FURTHER_LANGUAGES = (
     negations=("아니",),
     steps=("단계",),
     currencies=("원", "달러", "유로"),
+    minus_words=("마이너스",),
     units=(
       "개",
       "명",
@@ -586,6 +604,7 @@ _FURTHER_LANGUAGES = (
       ("tỉ", 10**9),
     ),
     currencies=("đồng", "đô la", "đô-la", "usd", "vnd", "đ"),
+    minus_words=("âm",),
     units=("m", "g", "l", "h", "s", "t", "km", "kg", "cm"),
   ),
   Language(
@@ -607,6 +626,7 @@ _FURTHER_LANGUAGES = (
       ("triliun", 10**12),
     ),
     currencies=("rp", "idr", "rupiah", "dolar", "usd"),
+    minus_words=("minus", "negatif"),
     units=("m", "g", "l", "j", "t", "km", "kg", "cm", "buah"),
   ),
   Language(
@@ -632,6 +652,7 @@ _FURTHER_LANGUAGES = (
       ("trilhões", 10**12),
     ),
     currencies=("reais", "real", "euros", "dólares", "dólar", "brl", "usd"),
+    minus_words=("menos",),
     units=("m", "g", "l", "h", "s", "t", "km", "kg", "cm"),
   ),
   Language(
@@ -655,6 +676,7 @@ _FURTHER_LANGUAGES = (
       ("bilioni", 10**12),
     ),
     currencies=("euro", "dollari", "dollaro", "eur", "usd"),
+    minus_words=("meno",),
     units=("m", "g", "l", "h", "s", "t", "km", "kg", "cm"),
   ),
   Language(
@@ -675,6 +697,7 @@ _FURTHER_LANGUAGES = (
       ("trilyon", 10**12),
     ),
     currencies=("tl", "lira", "dolar", "avro", "euro", "usd"),
+    minus_words=("eksi",),
     units=("m", "g", "l", "t", "km", "kg", "cm", "adet", "tane"),
   ),
   Language(
@@ -705,6 +728,7 @@ _FURTHER_LANGUAGES = (
       ("bilionów", 10**12),
     ),
     currencies=("zł", "złotych", "złote", "pln", "dolarów", "dolary", "euro"),
+    minus_words=("minus",),
     units=("m", "g", "l", "h", "s", "t", "km", "kg", "cm", "szt"),
   ),
   Language(
@@ -737,6 +761,7 @@ _FURTHER_LANGUAGES = (
       ("трильйонів", 10**12),
     ),
     currencies=("грн", "гривень", "гривні", "доларів", "долари", "євро"),
+    minus_words=("мінус",),
     units=("м", "г", "л", "с", "т", "км", "кг", "см", "шт"),
   ),
   Language(

@@ -89,8 +89,17 @@ class NumberReader:
     )
     currencies = word_forms((*english.currencies, *language.currencies))
     self.currency_words = frozenset(currencies)
+    # A minus in words stands where a value begins: "is minus 3", but not "10 minus 3".
+    minus = word_forms((*english.minus_words, *language.minus_words))
+    verbs = word_forms((*english.answer_verbs, *language.answer_verbs))
+    verb_end = rf"(?<![^\W\d_])(?:{_any(verbs)})[ \u00a0]+"
+    if not language.spaced:
+      verb_end += rf"|(?:{_any(word_forms(language.answer_verbs))})[ \u00a0]?"
+    self._minus_before = re.compile(
+      rf"(?:^|[=:({{\[#$*≈][ \u00a0]?|{verb_end})({_any(minus)})[ \u00a0]?$"
+    )
     # last characters of currencies and signs: without one of them there is no sign to look for
-    self._before_amount = frozenset(word[-1] for word in currencies) | frozenset(
+    self._before_amount = frozenset(word[-1] for word in (*currencies, *minus)) | frozenset(
       _MONEY + _SIGN_BEFORE
     )
     self._currency_before = re.compile(
@@ -299,8 +308,8 @@ class NumberReader:
   def _sign(self, text: str, start: int) -> tuple[int, bool]:
     """Where the number begins with its sign and currency, and whether the sign is a minus.
 
-    Worked: "ist -5", "-$5", "$-5", "= - 5" are negative; "20 -12", "10-12" and "- 5" on a line of
-    its own (a list item) are not.
+    Worked: "ist -5", "-$5", "$-5", "= - 5", "ist minus 5" are negative; "20 -12", "10-12", "20
+    minus 12" and "- 5" on a line of its own (a list item) are not.
     """
     if start == 0:
       return start, False
@@ -310,6 +319,9 @@ class NumberReader:
       visible = text[start - 2 : start - 1] if before in " \u00a0\u200b" else before
       if visible not in self._before_amount:
         return start, False
+      match = self._minus_before.search(text, max(0, start - 40), start)
+      if match is not None:
+        return match.start(1), True
       match = self._currency_before.search(text, max(0, start - 16), start)
       if match is not None:
         place = match.start()

@@ -251,7 +251,7 @@ def load_tokenizer(
   for token in stop_tokens:
     _check_kept_out(tokenizer, "stop_tokens", token)
   for key, token in {"pad_token": pad_token, **delimiters}.items():
-    if token in controls:
+    if token is not None and token in controls:
       _check_kept_out(tokenizer, key, token)
   return tokenizer
 
