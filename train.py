@@ -66,25 +66,28 @@ def train_stage(
     metrics.show(done, values)
     if done % config.log.every == 0:
       metrics.write(name, done, values)
+      saving = {}
     if config.log.rollouts_every and step % config.log.rollouts_every == 0:
       metrics.write_rollouts(name, done, stage.rollouts[: config.log.rollouts])
     watchdog.progress(f"{name} step {done}")
     guard.after_update(done, state, batch, values)
 
-    measured, saving = None, {}
+    measured = None
     if done == stage.steps or (config.evaluation.every and done % config.evaluation.every == 0):
       found = evaluator.development(state, stage)
       metrics.write(name, done, found)
       measured = found[config.checkpoint.metric]
       progress.record(measured)
       values |= found
+    best = measured is not None and progress.evaluations_since == 0
     progress.finish(done, stage.steps, config[name].patience)
     action = guard.alarms(done, values)
-    if action == "return":
-      state = return_to_best(run, checkpoints, state)
-      progress.finished, progress.ending, measured = True, "collapse", progress.best
+    returned = return_to_best(run, checkpoints, state) if action == "return" else None
+    if returned is not None:
+      state, measured = returned
+      progress.finished, progress.ending = True, "collapse"
     asked = stopping.check()
-    if progress.finished or asked or action or done % config.checkpoint.every == 0:
+    if progress.finished or asked or action or best or done % config.checkpoint.every == 0:
       start = time.perf_counter()
       guard.before_saving(done, state, batch, values)
       metrics.sync()
@@ -92,22 +95,25 @@ def train_stage(
       saving = {"time/checkpoint": time.perf_counter() - start}
     if asked:
       raise Stopped
-    if action == "stop":
+    if action and returned is None:
       raise GuardError(f"{name} step {done}: self-feedback collapses; docs/operations.md: collapse")
     if progress.finished:
       break
 
 
-def return_to_best(run: Run, checkpoints: Checkpoints, state: TrainState) -> TrainState:
-  """The best checkpoint's state as this step's; the state itself if none was measured."""
+def return_to_best(
+  run: Run, checkpoints: Checkpoints, state: TrainState
+) -> tuple[TrainState, float | None] | None:
+  """The best checkpoint's state as this step's, and its metric; None if none was measured."""
   checkpoints.wait()
   try:
     best = checkpoints.find("best")
   except ValueError as error:
     say(f"no checkpoint to return to: {error}")
-    return state
+    return None
   say(f"returning to the checkpoint of step {best}, with which the stage ends")
-  return checkpoints.restore(state, run.model, best)[0].replace(step=state.step)
+  state = checkpoints.restore(state, run.model, best)[0].replace(step=state.step)
+  return state, recovery.read_metric(checkpoints.directory / str(best))
 
 
 def main(_):

@@ -261,7 +261,7 @@ def evaluation() -> ConfigDict:
 
 def checkpoint() -> ConfigDict:
   config = ConfigDict()
-  config.every = 50  # steps
+  config.every = 50  # steps; an evaluation that is the best so far is saved too
   config.keep = 2  # newest ones kept, besides the best and each stage's last
   config.metric = "development/target_accuracy"  # which is best; higher is better
   config.notice = ""  # a file that appears, or a URL that answers TRUE, when the machine will go:

@@ -30,6 +30,8 @@ def main() -> None:
   parser.add_argument("--workdir", type=pathlib.Path, help="default: a temporary folder")
   parser.add_argument("--output", type=pathlib.Path, help="the JSON, beside standard output")
   options = parser.parse_args()
+  if options.output is not None:
+    options.output.parent.mkdir(parents=True, exist_ok=True)  # before hours of faults
   if options.workdir is None:
     with tempfile.TemporaryDirectory() as folder:
       run(options, pathlib.Path(folder))

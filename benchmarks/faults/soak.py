@@ -22,6 +22,7 @@ from tests import runs as test_runs
 
 OBSERVED = pathlib.Path(__file__).with_name("observed.py")
 EVERY = 50  # steps between checkpoints
+LEAST = 8 * EVERY  # steps: fewer have too few samples to be cut into tenths
 PERIOD = 1  # seconds between samples
 
 # What is called flat. A step's arrays are 200 kB, its texts 20: one of them kept a step would show.
@@ -32,7 +33,12 @@ SAVING = 0.02  # of the time of a step
 
 
 def run(folder: pathlib.Path, options: argparse.Namespace) -> dict[str, Any]:
+  """Raises ValueError of too few steps, FileExistsError of a folder that has a soak already."""
   workdir, samples = folder / "soak", folder / "soak.samples.jsonl"
+  if options.steps < LEAST:
+    raise ValueError(f"--steps={options.steps}: expected {LEAST} or more")
+  if workdir.exists() or samples.exists():
+    raise FileExistsError(f"--workdir={folder}: expected a folder without another soak's {workdir}")
   command = test_runs.command(
     workdir,
     base__steps=60,

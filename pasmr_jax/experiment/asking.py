@@ -191,7 +191,8 @@ class Asking:
     if evaluation.ask not in exemplars.CHAINS and not evaluation.exemplars:
       return self.tokenizer.decode(ids), truncated, len(ids)
     stops = evaluation.stop if evaluation.exemplars else ()
-    text, ended = exemplars.cut(self.tokenizer.decode(ids), language, stops)
+    answered, anywhere = self.tokenizer.decode(ids), not evaluation.stop
+    text, ended = exemplars.cut(answered, language, stops, anywhere)
     if not ended:
       return text, truncated, len(ids)
     return text, False, len(self.tokenizer.encode(text))

@@ -7,11 +7,11 @@ only the data-centre network joins are replicas: what crosses it are sums of gra
 """
 
 import functools
+import http.client
 import math
 import os
 import pathlib
 import re
-import urllib.error
 import urllib.request
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -77,7 +77,7 @@ def _metadata(attribute: str) -> str:
   try:
     with urllib.request.urlopen(request, timeout=5) as response:
       return response.read().decode("utf-8", "replace")
-  except (urllib.error.URLError, TimeoutError):
+  except (http.client.HTTPException, OSError):
     return ""  # not a TPU VM, so nobody to join
 
 

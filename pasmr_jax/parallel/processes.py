@@ -33,7 +33,7 @@ def global_sum(value: int) -> int:
   """The sum of the processes' values."""
   if jax.process_count() == 1:
     return value
-  return int(np.sum(multihost_utils.process_allgather(np.int64(value))))
+  return int(_summed(np.array([value], np.float64))[0])
 
 
 def global_means(values: Mapping[str, Sequence[float]]) -> dict[str, float]:
@@ -54,7 +54,7 @@ def gather_rows(tree: Any) -> Any:
     return tree
   rows = len(jax.tree.leaves(tree)[0])
   counts = np.asarray(multihost_utils.process_allgather(np.int64(rows)))
-  most = int(counts.max())
+  most = _rounded(int(counts.max()))
 
   def gather(array: np.ndarray) -> np.ndarray:
     padded = np.zeros((most, *array.shape[1:]), array.dtype)
@@ -77,7 +77,7 @@ def gather_text(text: str) -> list[str]:
   if jax.process_count() == 1:
     return [text]
   data = np.frombuffer(text.encode(), np.uint8)
-  padded = np.zeros(max(1, global_max(data.size)), np.uint8)
+  padded = np.zeros(_rounded(global_max(data.size)), np.uint8)
   padded[: data.size] = data
   sizes = multihost_utils.process_allgather(np.int64(data.size))
   rows = multihost_utils.process_allgather(padded)
@@ -95,6 +95,11 @@ def global_moments(values: np.ndarray) -> tuple[float, float]:
     return 0.0, 0.0
   mean = total / count
   return float(mean), float(np.sqrt(max(squares / count - mean**2, 0.0)))
+
+
+def _rounded(size: int) -> int:
+  """The next power of two: each length that is gathered is a program of its own."""
+  return 1 << max(0, size - 1).bit_length()
 
 
 def _summed(array: np.ndarray) -> np.ndarray:

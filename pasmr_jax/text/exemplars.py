@@ -149,7 +149,7 @@ def _announced(word: str, text: str) -> str:
   return f"{word}{text.strip()}" if word.endswith("：") else f"{word} {text.strip()}"
 
 
-def cut(text: str, language: str, stops: Sequence[str]) -> tuple[str, bool]:
+def cut(text: str, language: str, stops: Sequence[str], anywhere: bool = False) -> tuple[str, bool]:
   """What a model wrote before it began the next question, and whether anything came off.
 
   The word that announces a question does so where a line or sentence begins: "Die Frage: ..." does
@@ -159,12 +159,14 @@ def cut(text: str, language: str, stops: Sequence[str]) -> tuple[str, bool]:
     text: a continuation of `chain_prompt`.
     language: of the question.
     stops: other texts that end an answer wherever they stand, such as a blank line.
+    anywhere: whether the word does too, as in lm-evaluation-harness.
   """
   # A blank line before the first word is no end.
   begin = len(text) - len(text.lstrip())
   places = [place for mark in stops if (place := text.find(mark, begin)) >= 0]
   words = "|".join(re.escape(WORDS[code].question) for code in (language, "en"))
-  if match := re.search(rf"(?:^|{_ENDED})[ \t>#*_]*({words})", text):
+  before = rf"(?:^|{_ENDED})[ \t>#*_]*" if not anywhere else ""
+  if match := re.search(rf"{before}({words})", text):
     places.append(match.start(1))
   end = min(places, default=len(text))
   return text[:end], end < len(text)

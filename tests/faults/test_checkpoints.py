@@ -1,6 +1,7 @@
 """Damaged checkpoints: found by checksum, put aside, and the one before them is used."""
 
 import dataclasses
+import errno
 import gc
 import pathlib
 import random
@@ -110,6 +111,20 @@ def test_each_damage_to_each_file_is_found_and_the_previous_checkpoint_used(work
     (newest / file).write_bytes(whole)
   checksums._SOUND.clear()
   assert recover(_folder(workdir)) == []
+
+
+def test_a_seal_that_the_disk_does_not_give_is_damage(workdir, monkeypatch):
+  read = pathlib.Path.read_text
+
+  def broken(path, *arguments, **keywords):
+    if path.match("pam/9/seal/checksums.json"):
+      raise OSError(errno.EIO, "Input/output error", str(path))
+    return read(path, *arguments, **keywords)
+
+  monkeypatch.setattr(pathlib.Path, "read_text", broken)
+  (warning,) = recover(_folder(workdir))
+  assert "seal/checksums.json cannot be read (OSError)" in warning
+  assert warning.endswith("going on from step 5")
 
 
 UNSEALED = ("metrics/metrics", "_CHECKPOINT_METADATA", "commit_success.txt")

@@ -1,13 +1,14 @@
 """The alarm of self-feedback, on numbers made up for it, and what a run does about one."""
 
 import json
+import sys
 
 import numpy as np
 import pytest
 
 from configs import base as base_config
 from pasmr_jax.experiment.reliability.collapse import CollapseWatch
-from pasmr_jax.experiment.reliability.recovery import steps_in
+from pasmr_jax.experiment.reliability.recovery import read_metric, steps_in
 from tests import runs
 
 pytestmark = pytest.mark.faults
@@ -159,3 +160,50 @@ def test_a_run_returns_to_the_best_checkpoint_and_ends_the_stage(
       np.testing.assert_array_equal(last[name], expected[name], err_msg=name)
   assert (tmp_path / "results" / "srl.json").exists()
   assert "agreement rose" in (tmp_path / "report.html").read_text("utf-8")
+
+
+# train.py with an accuracy of 1, 1/2, 1/3, ... and an alarm at step 7.
+COLLAPSING = """
+import runpy, sys
+from pasmr_jax.experiment.evaluation import Evaluator
+from pasmr_jax.experiment.reliability.guard import StageGuard
+measure = Evaluator.development
+def development(self, state, stage):
+  return measure(self, state, stage) | {"development/target_accuracy": 1 / int(state.step)}
+Evaluator.development = development
+StageGuard.alarms = lambda self, step, values: "return" if step == 7 else ""
+sys.argv, sys.path[0] = sys.argv[1:], ROOT
+runpy.run_path(sys.argv[0], run_name="__main__")
+"""
+
+
+def _collapsed(workdir, environment, **changes):
+  program = COLLAPSING.replace("ROOT", repr(str(runs.ROOT)))
+  _, *command = runs.command(
+    workdir, stages="('base',)", base__steps=9, checkpoint__every=3, log__every=3, **changes
+  )
+  return runs.run([sys.executable, "-c", program, *command], environment)
+
+
+@pytest.mark.slow
+def test_the_best_is_the_best_that_was_measured_and_keeps_its_metric(environment, tmp_path):
+  ended = _collapsed(tmp_path, environment, evaluation__every=2)
+  assert ended.returncode == 0, ended.stderr[-3000:]
+  assert "returning to the checkpoint of step 2," in ended.stderr
+  folder = tmp_path / "checkpoints" / "base"
+  # Step 7 is step 2 now, and as good.
+  assert {step: read_metric(folder / str(step)) for step in steps_in(folder)} == {6: 1 / 6, 7: 0.5}
+
+
+@pytest.mark.slow
+def test_without_a_checkpoint_to_return_to_the_run_stops(environment, tmp_path):
+  ended = _collapsed(tmp_path, environment, evaluation__every=0)
+  assert ended.returncode == 70, ended.stderr[-3000:]
+  assert "no checkpoint to return to" in ended.stderr
+  folder = tmp_path / "checkpoints" / "base"
+  assert steps_in(folder)[-1] == 7
+  assert read_metric(folder / "7") is None
+  assert not (tmp_path / "results" / "base.json").exists()
+  # What a save took stands on the next line that is written, however many steps later.
+  lines = runs.read_lines(tmp_path / "metrics.jsonl")
+  assert [(line["step"], "time/checkpoint" in line) for line in lines] == [(3, False), (6, True)]

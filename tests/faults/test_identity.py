@@ -91,6 +91,9 @@ def test_data_may_move_as_long_as_it_is_the_same(workdir):
     ({"pam__batch_size": 64}, "pam: pam.batch_size was 16, is 64"),
     ({"pam__mixture__pivot": 0.5}, "srl: pam.mixture.pivot was 0.7, is 0.5"),
     ({"stages": ["pam", "srl"]}, "stages was"),
+    ({"checkpoint__metric": "x"}, "checkpoint.metric was 'development/target_accuracy', is 'x'"),
+    ({"srl__steps": 7}, "srl: srl.steps was 200, is 7"),  # step 8 is made
+    ({"srl__steps": 8}, "srl: srl.steps was 200, is 8"),
     ({"rollout__cache_dtype": "int8"}, "srl: rollout.cache_dtype was '', is 'int8'"),
     ({"lora__rank": 4}, "pam: lora.rank was 0, is 4"),
     ({"prompt__question": "Q: {question}"}, "prompt.question was"),
@@ -112,6 +115,29 @@ def test_feedback_does_not_concern_what_came_before_it(workdir):
   (workdir / "checkpoints" / "srl").rename(workdir / "removed")
   now = _identity(feedback__source="gold", srl__group_size=4, pam__steps=400)
   assert check_changes(workdir, now, force=False) == ["pam: pam.steps was 200, is 400"]
+
+
+def test_how_prompts_are_sampled_does_not_concern_what_samples_nothing(workdir):
+  with pytest.raises(ChangedError) as raised:
+    check_changes(workdir, _identity(rollout__cache_dtype="int8"), force=False)
+  assert "base: rollout" not in str(raised.value)
+  assert "pam: rollout" not in str(raised.value)
+
+
+@pytest.mark.parametrize("ending", ["steps", "patience", "collapse"])
+def test_steps_of_a_stage_that_has_ended(workdir, ending):
+  path = workdir / "checkpoints" / "srl" / "8" / "record" / "metadata"
+  identity = dataclasses.asdict(_identity(srl__steps=8 if ending == "steps" else 300))
+  progress = {"finished": True, "ending": ending}
+  path.write_text(json.dumps({"identity": identity, "progress": progress}))
+  asked = {steps: _identity(srl__steps=steps) for steps in (7, 400)}
+  with pytest.raises(ChangedError, match=r"srl\.steps was \d+, is 7"):
+    check_changes(workdir, asked[7], force=False)
+  if ending == "steps":
+    assert check_changes(workdir, asked[400], force=False) == ["srl: srl.steps was 8, is 400"]
+  else:
+    with pytest.raises(ChangedError, match=r"srl\.steps was 300, is 400"):
+      check_changes(workdir, asked[400], force=False)
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,6 @@
 """The judgement of a long run: what grows, compiles late or slows down is told from noise."""
 
+import argparse
 import random
 
 import pytest
@@ -68,3 +69,11 @@ def test_a_run_that_ended_early_is_told():
   with pytest.raises(AssertionError) as raised:
     soak.judged(lines[:-1], observed, steps)
   assert not raised.value.args[0]["kept"]["all steps were made"]
+
+
+def test_what_could_not_be_judged_is_not_begun(tmp_path):
+  with pytest.raises(ValueError, match="--steps=60: expected 400 or more"):
+    soak.run(tmp_path, argparse.Namespace(steps=60))
+  (tmp_path / "soak.samples.jsonl").touch()  # of an earlier one
+  with pytest.raises(FileExistsError, match="--workdir"):
+    soak.run(tmp_path, argparse.Namespace(steps=400))

@@ -2,6 +2,7 @@
 
 import http.server
 import signal
+import socketserver
 import subprocess
 import sys
 import threading
@@ -118,6 +119,40 @@ def test_a_notice_that_cannot_be_asked_for_is_told_once_and_asked_for_again(monk
     time.sleep(0.5)
     assert stopping.check() == ""
   assert capfd.readouterr().err.count("asking on") == 1
+
+
+class _Garbled(socketserver.BaseRequestHandler):
+  """No HTTP at first, then a notice."""
+
+  answers = (b"garbage\r\n\r\n", b"HTTP/1.1 200 OK\r\nContent-Length: 4\r\n\r\nTRUE")
+  asked = 0
+
+  def handle(self):
+    self.request.recv(2000)
+    self.request.sendall(self.answers[min(self.asked, 1)])
+    type(self).asked += 1
+
+
+def test_the_watch_outlives_an_answer_that_is_garbled(monkeypatch, capfd):
+  monkeypatch.setattr(module, "_NOTICE_PERIOD", 0.05)
+  with socketserver.ThreadingTCPServer(("127.0.0.1", 0), _Garbled) as server:
+    thread = threading.Thread(target=server.serve_forever)
+    thread.start()
+    url = f"http://127.0.0.1:{server.server_address[1]}/preempted"
+    with Stopping(url) as stopping:
+      assert _waited(stopping) == f"preemption notice at {url}"
+    server.shutdown()
+    thread.join()
+  assert r"BadStatusLine('garbage\r\n'); asking on" in capfd.readouterr().err
+
+
+def test_a_notice_that_can_be_no_file_is_told(monkeypatch, capfd):
+  monkeypatch.setattr(module, "_NOTICE_PERIOD", 0.02)
+  with Stopping("x" * 300) as stopping:
+    time.sleep(0.3)
+    assert stopping.check() == ""
+  assert "File name too long: " in (said := capfd.readouterr().err)
+  assert said.count("asking on") == 1
 
 
 def test_one_process_that_is_asked_stops_all(monkeypatch):

@@ -4,6 +4,7 @@ import errno
 import os
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import pytest
 
@@ -76,6 +77,24 @@ def test_errors_of_a_disk_get_a_name(tmp_path, number):
   assert "bytes are free" in str(raised.value)
 
 
+def test_the_room_is_that_of_the_disk_of_the_file(tmp_path, monkeypatch):
+  monkeypatch.setattr(
+    "shutil.disk_usage", lambda place: SimpleNamespace(free=len(place.parts), total=9)
+  )
+  full = tmp_path / "deep" / "cache"
+  full.mkdir(parents=True)
+  error = OSError(errno.ENOSPC, "No space left on device", str(full / "model.safetensors"))
+  said = f"; {len(full.parts)} of 9 bytes are free: .*/model.saf"
+  with pytest.raises(StorageError, match=said), writing(tmp_path, 1):
+    raise error
+
+
+def test_what_cannot_be_read_is_not_said_to_be_written(tmp_path):
+  said = "cannot read or write: Input/output error"
+  with pytest.raises(StorageError, match=said), writing(tmp_path):
+    raise OSError(errno.EIO, "Input/output error", "/data/questions.json")
+
+
 def test_a_librarys_own_error_of_a_full_disk_is_one(tmp_path):
   with pytest.raises(StorageError, match="cannot write 5 bytes"), writing(tmp_path / "a" / "b", 5):
     raise RuntimeError("INTERNAL: write failed [OS error: No space left on device]")
@@ -122,3 +141,11 @@ def test_only_variables_of_the_libraries_are_recorded():
     {"XLA_FLAGS": "--a", "HF_TOKEN": "t", "JAX_API_KEY": "k", "HOME": "/x", "JAX_PLATFORMS": "cpu"}
   )
   assert found == {"XLA_FLAGS": "--a", "JAX_PLATFORMS": "cpu"}
+
+
+def test_a_distribution_that_says_nothing_is_no_package(tmp_path, monkeypatch):
+  (tmp_path / "foo-1.0.dist-info").mkdir()
+  monkeypatch.syspath_prepend(str(tmp_path))
+  found = record._packages()
+  assert "numpy" in found
+  assert list(found) == sorted(found)

@@ -113,3 +113,9 @@ def test_mgsms_exemplars_begin_with_the_words_of_the_table(shared_data):
   for code, pairs in found.items():
     assert all(question.startswith(WORDS[code].question) for question, _ in pairs)
     assert all(answer.startswith(WORDS[code].reasoning) for _, answer in pairs)
+
+
+def test_as_in_the_harness_the_word_ends_an_answer_anywhere():
+  text = "Die Frage: Was ist 9 + 9?"
+  assert cut(text, "de", (), anywhere=True) == ("Die ", True)
+  assert cut(text, "de", ()) == (text, False)

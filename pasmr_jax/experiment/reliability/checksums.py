@@ -105,7 +105,7 @@ def _read_seal(path: pathlib.Path) -> tuple[Mapping[str, list[int]], list[str]]:
     return {str(file): [int(length), int(crc)] for file, (length, crc) in found.items()}, []
   except FileNotFoundError:
     return {}, [f"{name} is missing"]
-  except (ValueError, TypeError, KeyError, AttributeError) as error:
+  except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
     return {}, [f"{name} cannot be read ({type(error).__name__})"]
 
 

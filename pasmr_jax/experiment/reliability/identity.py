@@ -2,9 +2,11 @@
 
 Each checkpoint carries the `Identity` it was made under. Before anything is trained `check_changes`
 compares it with the run's own, stage by stage. What cannot change the result, or only in the last
-bits, may change: logging, saving, evaluation, devices, where files lie. A stage may become longer
-as long as no later one has begun. Anything else would make a run of which nobody could say what it
-is, and is refused with the difference, unless --force says that this is wanted.
+bits, may change: logging, saving, evaluation, devices, where files lie. A stage may have another
+number of steps, more than it has made, until it has ended before all were made or a later one has
+begun. By what a checkpoint is measured stays, because those numbers are compared. Anything else
+would make a run of which nobody could say what it is, and is refused with the difference, unless
+--force says that this is wanted.
 """
 
 import dataclasses
@@ -25,7 +27,7 @@ LAYOUT = 1  # of checkpoints; grows when older code could not read newer ones ri
 # Sections and keys that may differ between a checkpoint and the run that goes on from it.
 _FREE = (
   "log.",
-  "checkpoint.",
+  *("checkpoint.every", "checkpoint.keep", "checkpoint.notice"),
   "evaluation.",
   "guard.",
   "mesh.",
@@ -39,7 +41,7 @@ _FREE = (
 )
 _FREE_OF_A_STAGE = ("patience", "microbatches", "row_bucket")
 _STAGES = ("base", "pam", "srl")
-_SRL_ONLY = ("feedback.", "reward.")
+_SRL_ONLY = ("feedback.", "reward.", "rollout.")
 
 
 class ChangedError(ValueError):
@@ -140,8 +142,12 @@ def check_changes(workdir: pathlib.Path, now: Identity, force: bool) -> list[str
     known = [field.name for field in dataclasses.fields(Identity)]
     stored = record["identity"]
     before = Identity(**{name: stored[name] for name in known if name in stored})
-    followed = any(later in begun for later in stages[place + 1 :])
-    for difference, matters in differences(stage, before, now, followed):
+    steps_matter = (
+      any(later in begun for later in stages[place + 1 :])
+      or now.config[f"{stage}.steps"] <= steps_in(folder)[-1]
+      or _ended_early(record.get("progress", {}))
+    )
+    for difference, matters in differences(stage, before, now, steps_matter):
       text = f"{stage}: {difference}"
       if matters:
         refused.append(text)
@@ -157,7 +163,7 @@ def check_changes(workdir: pathlib.Path, now: Identity, force: bool) -> list[str
 
 
 def differences(
-  stage: str, before: Identity, now: Identity, followed: bool
+  stage: str, before: Identity, now: Identity, steps_matter: bool
 ) -> Iterator[tuple[str, bool]]:
   """Each difference that concerns a stage, and whether it matters.
 
@@ -165,7 +171,7 @@ def differences(
     stage: one of base, pam, srl.
     before: of its checkpoint.
     now: of the run.
-    followed: whether a later stage has begun, from its last parameters.
+    steps_matter: whether it cannot have another number of steps any more.
   """
   if before.layout > now.layout:
     yield f"its checkpoints have layout {before.layout}, this code knows {now.layout}", True
@@ -181,7 +187,7 @@ def differences(
       # What follows a stage does not concern it.
       was, value = (list(one)[: list(one).index(stage) + 1] for one in (was, value))
     if was != value:
-      yield f"{key} was {was!r}, is {value!r}", _matters(key, stage, followed)
+      yield f"{key} was {was!r}, is {value!r}", _matters(key, stage, steps_matter)
   for pool in sorted(before.pools.keys() & now.pools.keys()):
     if pool in _pools(stage, now.config) and before.pools[pool] != now.pools[pool]:
       yield f"data.{pool} holds other questions", True
@@ -193,6 +199,11 @@ def differences(
     was, value = before.code.get(name, "none"), now.code.get(name, "none")
     if was != value:
       yield f"{name} was {was}, is {value}; results may differ in the last bits", False
+
+
+def _ended_early(progress: Mapping[str, Any]) -> bool:
+  """Whether a stage had patience enough, or collapsed: it makes no more steps."""
+  return progress.get("finished", False) and progress.get("ending") != "steps"
 
 
 def _concerns(key: str, stage: str, config: Mapping[str, Any]) -> bool:
@@ -211,11 +222,11 @@ def _concerns(key: str, stage: str, config: Mapping[str, Any]) -> bool:
   return stage == "srl" or not key.startswith(_SRL_ONLY)
 
 
-def _matters(key: str, stage: str, followed: bool) -> bool:
+def _matters(key: str, stage: str, steps_matter: bool) -> bool:
   if key.startswith(_FREE):
     return False
   if key == f"{stage}.steps":
-    return followed
+    return steps_matter
   return key not in [f"{stage}.{name}" for name in _FREE_OF_A_STAGE]
 
 

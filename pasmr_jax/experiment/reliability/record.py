@@ -76,10 +76,6 @@ def write_record(workdir: pathlib.Path, identity: Any, mesh: jax.sharding.Mesh) 
   members = [json.loads(text) for text in processes.gather_text(json.dumps(here))]
   if processes.process_index() != 0:
     return
-  packages = {
-    distribution.metadata["Name"]: distribution.version
-    for distribution in importlib.metadata.distributions()
-  }
   record = {
     "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
     "command": shlex.join([pathlib.Path(sys.argv[0]).name, *sys.argv[1:]]),
@@ -96,11 +92,17 @@ def write_record(workdir: pathlib.Path, identity: Any, mesh: jax.sharding.Mesh) 
     "tokenizer": identity.tokenizer,
     "weights": identity.weights,
     "config": identity.config,
-    "packages": dict(sorted(packages.items())),
+    "packages": _packages(),
   }
   cleaned = without_secrets(record)
   append(workdir / "run_history.jsonl", json_line(cleaned) + "\n")
   write_whole(workdir / "run.json", json.dumps(cleaned, indent=2) + "\n")
+
+
+def _packages() -> dict[str, str]:
+  """Versions of what is installed; a folder that an interrupted installer left has no name."""
+  found = importlib.metadata.distributions()
+  return dict(sorted((one.metadata["Name"], one.version) for one in found if one.metadata["Name"]))
 
 
 def _environment(variables: Mapping[str, str]) -> dict[str, str]:

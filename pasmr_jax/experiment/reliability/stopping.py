@@ -8,12 +8,12 @@ file that appears or a URL that begins to answer TRUE (`checkpoint.notice`).
 All processes of a run stop at the same step: `Stopping.check` asks each of them.
 """
 
+import http.client
 import os
 import pathlib
 import signal
 import sys
 import threading
-import urllib.error
 import urllib.request
 from types import FrameType
 
@@ -119,11 +119,13 @@ def _tell(text: str) -> None:
 
 def _notice_given(notice: str) -> tuple[bool, str]:
   """Whether the notice is given, and why that cannot be told."""
-  if "://" not in notice:
-    return pathlib.Path(notice).exists(), ""
-  request = urllib.request.Request(notice, headers={"Metadata-Flavor": "Google"})
   try:
+    if "://" not in notice:
+      return pathlib.Path(notice).exists(), ""
+    request = urllib.request.Request(notice, headers={"Metadata-Flavor": "Google"})
     with urllib.request.urlopen(request, timeout=_NOTICE_PERIOD) as answer:
       return answer.read(100).strip().upper() == b"TRUE", ""
-  except (urllib.error.URLError, OSError, ValueError) as error:
+  except http.client.HTTPException as error:
+    return False, repr(error)  # it holds what the other side sent
+  except (OSError, ValueError) as error:
     return False, str(error)

@@ -33,7 +33,7 @@ class StorageError(OSError):
 
 @contextlib.contextmanager
 def writing(path: pathlib.Path, size: int | None = None) -> Iterator[None]:
-  """Around writing `size` bytes, or who knows how many, to `path`.
+  """Around writing `size` bytes to `path`, or around all that is done with it and other files.
 
   Raises:
     StorageError: instead of what a full or broken disk raised.
@@ -50,9 +50,9 @@ def writing(path: pathlib.Path, size: int | None = None) -> Iterator[None]:
       broken, number = reason is not None, errno.ENOSPC
     if not broken:
       raise
-    what = "cannot write" if size is None else f"cannot write {size:,} bytes"
-    named = getattr(error, "filename", None) or path
-    raise StorageError(number, f"{what}: {reason}; {_room(path)}", str(named)) from error
+    what = "cannot read or write" if size is None else f"cannot write {size:,} bytes"
+    named = pathlib.Path(str(getattr(error, "filename", None) or path))
+    raise StorageError(number, f"{what}: {reason}; {_room(named)}", str(named)) from error
 
 
 def _room(path: pathlib.Path) -> str:
