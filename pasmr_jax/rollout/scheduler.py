@@ -340,8 +340,8 @@ class Scheduler:
   def _read(self, row: _Row, seen: programs.Drawn, place: int) -> None:
     count = seen.counts[place]
     # Copies, or every row would hold on to what all rows drew.
-    tokens, logprobs = seen.tokens[place, :count].copy(), seen.logprobs[place, :count].copy()
-    row.pieces.append((tokens, logprobs))
+    drawn = np.array(seen.tokens[place, :count]), np.array(seen.logprobs[place, :count])
+    row.pieces.append(drawn)
     row.stopped = bool(seen.stopped[place])
     if self.watch is not None and self.requests[row.request].watched:
       ended = not seen.alive[place]
