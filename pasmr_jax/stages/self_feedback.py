@@ -143,7 +143,7 @@ class SelfFeedbackStage:
     ]
     clock.lap("host")
 
-    batches, packed = self._assemble(state, experience.groups, reasoning, understanding)
+    batches, packed = self._assemble(state, experience, reasoning, understanding)
     jax.block_until_ready(batches)
     clock.lap("score")
     rehearsal = None
@@ -340,17 +340,22 @@ class SelfFeedbackStage:
   def _assemble(
     self,
     state: TrainState,
-    groups: Sequence[Sequence[Sample]],
+    experience: Experience,
     reasoning: np.ndarray,
     understanding: np.ndarray,
   ) -> tuple[list[losses.PolicyBatch], dict[str, float]]:
     """The batches of this rollout's updates, how many tokens they teach and how much is padding."""
     srl = self.config.srl
-    samples = [sample for group in groups for sample in group]
+    samples = [sample for group in experience.groups for sample in group]
+    # No gradient, that of KL included, where no confident label is, nor of what met the limit.
+    masked = ~np.concatenate([one.valid for one in experience.judged])
+    if srl.mask_truncated:
+      masked |= [sample.response.truncated for sample in samples]
     reasoning, understanding = reasoning.reshape(-1), understanding.reshape(-1)
     strength = np.abs(reasoning)
     if srl.credit == "split":
       strength = np.maximum(strength, np.abs(understanding))
+    strength[masked] = -1.0  # chosen after all that teach
 
     def row_of(row: int) -> losses.PolicyBatch:
       sample = samples[row]
@@ -364,7 +369,7 @@ class SelfFeedbackStage:
           srl.credit,
         ),
         srl.max_prompt_length + srl.max_new_tokens,
-        masked=srl.mask_truncated and sample.response.truncated,
+        masked=bool(masked[row]),
         aggregation=srl.aggregation,
       )
 
@@ -387,7 +392,7 @@ class SelfFeedbackStage:
 
   def _chosen(self, strength: np.ndarray) -> list[int]:
     """Which rows of this process are among the `update_rows` strongest of all processes."""
-    chosen = advantages.most_extreme(processes.gather_rows(strength), self.config.srl.update_rows)
+    chosen = advantages.strongest(processes.gather_rows(strength), self.config.srl.update_rows)
     first = processes.process_index() * strength.size
     return [int(row) - first for row in chosen if first <= row < first + strength.size]
 

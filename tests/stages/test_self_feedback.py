@@ -337,10 +337,49 @@ def test_only_the_most_extreme_rows_are_learned_from(tokenizer, params):
   rows = jax.tree.map(np.asarray, batch)
   assert rows.sequences.tokens.shape == (8, ROW)  # 5, and padding up to srl.row_bucket
   taught = np.abs(rows.advantages).max(axis=1)
-  # The Spanish response without a translation, the German one with reward, two others; a third
-  # among the five was truncated.
-  np.testing.assert_allclose(taught, [0.75, 0.25, 0.25, 0.75, 0, 0, 0, 0])
-  assert not rows.sequences.segment_ids[4:].any()
+  # The Spanish response without a translation, the German one with reward, three others.
+  np.testing.assert_allclose(taught, [0.75, 0.25, 0.25, 0.25, 0.75, 0, 0, 0])
+  assert not rows.sequences.segment_ids[5:].any()
+
+
+def test_truncated_responses_take_no_place_of_those_that_teach(tokenizer, params):
+  """Of sixteen responses four met the limit: their reward, 0, is the most extreme."""
+  script = _script()
+  cut, right = (GOOD, _solved(15), False), (GOOD, _solved(15), True)
+  script[GERMAN.text] = [cut] * 4 + [right] * 12
+  stage, state, _ = _stage(
+    tokenizer,
+    params,
+    questions=(GERMAN,),
+    script=script,
+    srl__group_size=16,
+    srl__update_rows=4,
+  )
+  ([batch], _), _ = stage.batch(state, 0)
+  taught = np.asarray(batch.sequences.weights).any(axis=1)
+  assert taught.sum() == 4
+  np.testing.assert_allclose(np.abs(np.asarray(batch.advantages)[taught]).max(axis=1), 0.25)
+
+
+def test_a_question_without_a_confident_label_has_no_gradient_not_even_of_kl(tokenizer, params):
+  """Spanish answers vote 7 and 8 alike: the step is that of the German question alone."""
+  script = _script()
+  script[OTHER] = [(None, _solved(7, "en"), True), (None, _solved(8, "en"), True)]
+  learned = []
+  for questions in ((GERMAN, SPANISH), (GERMAN,)):
+    stage, state, _ = _stage(
+      tokenizer, params, questions=questions, script=script, srl__kl_coef=0.1
+    )
+    state = state.replace(params=jax.tree.map(lambda x: x * 1.1, state.params))
+    batch, seen = stage.batch(state, 0)
+    [rows], _ = batch
+    assert np.asarray(rows.sequences.segment_ids).any(axis=1).sum() == 3
+    state, metrics = stage.update(state, batch)
+    learned.append((jax.device_get(state.params), float(metrics["kl"]), seen["trained_tokens"]))
+  (both, *seen), (alone, *expected) = learned
+  assert seen == pytest.approx(expected, rel=1e-5)
+  for one, other in zip(jax.tree.leaves(both), jax.tree.leaves(alone), strict=True):
+    np.testing.assert_allclose(one, other, atol=1e-6)
 
 
 def _learned(tokenizer, params, **changes):
