@@ -444,6 +444,16 @@ def test_an_answer_that_reaches_the_stage_is_an_error(tokenizer, params):
   assert [one["reward"] for one in stage.rollouts[1]["responses"]] == [0, 0, 0, 0]
 
 
+def test_reasoning_in_a_script_of_no_language_in_play_is_in_the_wrong_language(tokenizer, params):
+  script = _script()
+  script[GERMAN.text] = [(GOOD, "安娜有七个苹果又买了五个\n#### 15", True)] * 4
+  room = {"srl__max_new_tokens": 64, "srl__row_length": 92}
+  stage, state, _ = _stage(tokenizer, params, script=script, **room)
+  stage.batch(state, 0)
+  assert [one["reward"] for one in stage.rollouts[0]["responses"]] == [0] * 4
+  assert not any(one["reasoning_consistent"] for one in stage.rollouts[0]["responses"])
+
+
 def test_rollout_records_are_plain_json(step):
   stage, *_ = step
   assert json.loads(json.dumps(stage.rollouts))[0]["responses"][0]["pivot_answers"] == ["15", "15"]
