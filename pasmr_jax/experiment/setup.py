@@ -342,18 +342,16 @@ def _languages(questions: Sequence[Question]) -> str:
 
 
 def make_learner(config: Config, stage: str, model: TransformerConfig, valid_vocab: int) -> Learner:
-  """A stage's updates; its schedule counts every one of a rollout."""
+  """A stage's updates; its schedule counts every one of a rollout, and ema_decay is of them all."""
   settings = config[stage]
-  updates = settings.steps
-  if stage == "srl":
-    updates *= settings.inner_batches * settings.inner_epochs
+  updates = settings.inner_batches * settings.inner_epochs if stage == "srl" else 1  # a step
   return Learner(
     config=model,
-    optimizer=make_optimizer(settings.optimizer, updates),
+    optimizer=make_optimizer(settings.optimizer, settings.steps * updates),
     valid_vocab=valid_vocab,
     microbatches=settings.microbatches,
     row_bucket=settings.row_bucket if stage == "srl" else 0,
-    average_decay=config.feedback.ema_decay,
+    average_decay=config.feedback.ema_decay ** (1 / updates),
     entropy=stage == "srl" and settings.exact_entropy,
   )
 

@@ -12,7 +12,7 @@ from configs import base as base_config
 from pasmr_jax.data import synthetic
 from pasmr_jax.data.questions import Question
 from pasmr_jax.experiment.evaluation import judge_accuracy
-from pasmr_jax.experiment.setup import needs_reference
+from pasmr_jax.experiment.setup import make_learner, needs_reference
 from pasmr_jax.learning.update import Learner
 from pasmr_jax.models.config import TransformerConfig
 from pasmr_jax.models.transformer import init_params
@@ -303,6 +303,12 @@ def test_the_teacher_answers(tokenizer, params, teacher):
   offset = {"policy": 1, "reference": 0, "ema": 2}[teacher]
   np.testing.assert_allclose(asked, np.asarray(params["embedding"]) + 1, atol=1e-6)
   np.testing.assert_allclose(solved, np.asarray(params["embedding"]) + offset, atol=1e-6)
+
+
+def test_the_moving_average_keeps_its_share_a_step_however_many_updates_it_has():
+  config = _config(srl__inner_batches=2, srl__inner_epochs=3, feedback__ema_decay=0.9)
+  assert make_learner(config, "srl", MODEL, 756).average_decay ** 6 == pytest.approx(0.9)
+  assert make_learner(_config(), "srl", MODEL, 756).average_decay == 0.99
 
 
 def test_kl_scores_the_reference(tokenizer, params):
