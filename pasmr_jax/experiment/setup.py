@@ -28,6 +28,7 @@ from pasmr_jax.data.batches import fit_examples, question_iterator, supervised_i
 from pasmr_jax.data.pools import NAMES, read_pool
 from pasmr_jax.data.questions import Question
 from pasmr_jax.experiment.checkpoint import Checkpoints, Progress, abstract_params
+from pasmr_jax.experiment.measures import gold_answer
 from pasmr_jax.learning.optim import make_optimizer
 from pasmr_jax.learning.update import Learner, TrainState
 from pasmr_jax.models import lora, pretrained
@@ -411,11 +412,20 @@ def make_run(config: Config, workdir: pathlib.Path, pools: Sequence[str] | None 
   """Builds what lasts and reads all questions, so that bad input shows at once; no weights yet.
 
   `pools` are the pools to read, if not all that the configuration's stages use.
+
+  Raises:
+    ValueError: among others, a gold answer that self-feedback is to learn from cannot be read.
   """
   workdir.mkdir(parents=True, exist_ok=True)
   mesh = make_mesh(config.mesh.fsdp, config.mesh.tensor, replica=config.mesh.replica)
   tokenizer = make_tokenizer(config, workdir)
   model = model_config(config, tokenizer)
+  questions = {
+    name: read_pool(name, config) for name in (pools_used(config) if pools is None else pools)
+  }
+  if config.feedback.source == "gold":
+    for question in questions.get("srl", ()):
+      gold_answer(question)
   return Run(
     config=config,
     workdir=workdir,
@@ -423,9 +433,7 @@ def make_run(config: Config, workdir: pathlib.Path, pools: Sequence[str] | None 
     tokenizer=tokenizer,
     model=model,
     shardings=param_shardings(model, mesh, rules.TRAINING),
-    pools={
-      name: read_pool(name, config) for name in (pools_used(config) if pools is None else pools)
-    },
+    pools=questions,
   )
 
 

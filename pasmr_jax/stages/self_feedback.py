@@ -36,7 +36,7 @@ from pasmr_jax.rollout.sampling import Sampling, make_sampling
 from pasmr_jax.stages import packing
 from pasmr_jax.stages.supervised import to_sequences
 from pasmr_jax.text import prompts
-from pasmr_jax.text.answers import read_answer
+from pasmr_jax.text.answers import read_answer, read_gold
 from pasmr_jax.text.tokenizer import Tokenizer
 
 
@@ -308,7 +308,7 @@ class SelfFeedbackStage:
     return described
 
   def _gold(self, question: Question) -> votes.Value | None:
-    """The gold answer, in English style, if feedback.source is gold; else the reader dropped it."""
+    """The gold answer if feedback.source is gold; else the reader dropped it."""
     if self.config.feedback.source != "gold":
       if question.answer is not None or question.solution is not None:
         raise ValueError(
@@ -316,7 +316,7 @@ class SelfFeedbackStage:
           f" {self.config.feedback.source!r}; the reader must drop it"
         )
       return None
-    found = read_answer(question.answer or "", "en")
+    found = read_gold(question.answer)
     return None if found is None else found.value
 
   def _advantages(self, judged: Sequence[rewards.Rewards]) -> tuple[np.ndarray, np.ndarray]:
