@@ -441,7 +441,9 @@ class SelfFeedbackStage:
       "translation_length": lengths,
       "response_length": [sample.ids.size for sample in samples],
       "answer_entropy": [votes.entropy([s.answer for s in group]) for group in groups],
-      "distinct_translations": [len({s.response.translation for s in group}) for group in groups],
+      "distinct_translations": [
+        len({s.response.translation for s in group} - {None}) for group in groups
+      ],
     }
     return processes.global_means(values)
 

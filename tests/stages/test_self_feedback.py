@@ -237,6 +237,7 @@ def test_votes_and_rewards(step):
   assert seen["truncation_rate"] == pytest.approx(1 / 8)
   assert seen["well_formed_rate"] == pytest.approx(6 / 8)
   assert seen["label_rate"] == 1.0
+  assert seen["distinct_translations"] == (2 + 1) / 2  # none is no translation
 
 
 def test_every_metric_of_the_method_is_logged(step):
