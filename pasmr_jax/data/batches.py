@@ -14,6 +14,7 @@ and eight see the same batches, and a run may be resumed on another number of ho
 Axes: N rows of this process, L tokens a row.
 """
 
+import collections
 import dataclasses
 import functools
 import itertools
@@ -74,7 +75,8 @@ def question_iterator(
 ) -> grain.DatasetIterator[list[Question]]:
   """Batches of questions without end, each question once an epoch, in a new order each epoch.
 
-  Batches run over the end of an epoch, so none is short and no question is left out.
+  Batches run over the end of an epoch, so none is short and no question is left out. One that is
+  in a batch again has "/2" behind its id there, then "/3": by its id it is sampled.
 
   Args:
     questions: the pool, in any order; the same on every process.
@@ -90,7 +92,7 @@ def question_iterator(
   rows = _rows_of_process("batch_size", batch_size, process_index, process_count)
   if not questions:
     raise ValueError("question_iterator: found no question, expected at least one")
-  stream = _shuffled(questions, seed, pool=0).batch(batch_size, batch_fn=list)
+  stream = _shuffled(questions, seed, pool=0).batch(batch_size, batch_fn=_numbered)
   return iter(stream.map(lambda batch: batch[rows]).to_iter_dataset(_READ_IN_PLACE))
 
 
@@ -265,6 +267,18 @@ def _shuffled(records: Sequence[Any], seed: int, pool: int) -> grain.MapDataset[
     return records[order(epoch)[place]]
 
   return grain.MapDataset.range(len(records)).repeat().map_with_index(pick)
+
+
+def _numbered(batch: Sequence[Question]) -> list[Question]:
+  """A batch with another id for a question that is in it again."""
+  seen: collections.Counter[tuple[str, str]] = collections.Counter()
+  numbered = []
+  for question in batch:
+    seen[question.language, question.id] += 1
+    times = seen[question.language, question.id]
+    name = question.id if times == 1 else f"{question.id}/{times}"
+    numbered.append(dataclasses.replace(question, id=name))
+  return numbered
 
 
 def _rows_of_process(key: str, batch_size: int, process_index: int, process_count: int) -> slice:

@@ -15,7 +15,7 @@ import re
 import string
 from fractions import Fraction
 
-from pasmr_jax.text.answers import BOXED, Answer, read_answer, same_answer
+from pasmr_jax.text.answers import Answer, read_answer, read_gold, same_answer
 
 SCORINGS = ("pasmr", "lm_eval", "lm_eval_flexible", "mathoctopus")
 
@@ -33,17 +33,14 @@ class Gold:
   """A gold answer, ready for every rule."""
 
   text: str  # as the data set writes it
-  answer: Answer  # read in English style, as data sets write golds in every language
+  answer: Answer
   published: str  # as the harness has it: MGSM's column answer_number holds a plain number
 
   @classmethod
   def read(cls, text: str | None) -> "Gold | None":
-    """The gold answer written as `text`; None if there is none or it cannot be read.
-
-    Of a boxed formula that cannot be read, no single number is taken instead.
-    """
-    answer = None if text is None else read_answer(text, "en")
-    if text is None or answer is None or ("\\boxed" in text and answer.rule != BOXED):
+    """The gold answer written as `text`; None if there is none or it cannot be read."""
+    answer = read_gold(text)
+    if text is None or answer is None:
       return None
     return cls(text, answer, _plain(answer.value) or text)
 

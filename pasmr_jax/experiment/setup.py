@@ -28,6 +28,7 @@ from pasmr_jax.data.batches import fit_examples, question_iterator, supervised_i
 from pasmr_jax.data.pools import NAMES, read_pool
 from pasmr_jax.data.questions import Question
 from pasmr_jax.experiment.checkpoint import Checkpoints, Progress, abstract_params
+from pasmr_jax.experiment.measures import gold_answer
 from pasmr_jax.learning.optim import make_optimizer
 from pasmr_jax.learning.update import Learner, TrainState
 from pasmr_jax.models import lora, pretrained
@@ -347,18 +348,16 @@ def _languages(questions: Sequence[Question]) -> str:
 
 
 def make_learner(config: Config, stage: str, model: TransformerConfig, valid_vocab: int) -> Learner:
-  """A stage's updates; its schedule counts every one of a rollout."""
+  """A stage's updates; its schedule counts every one of a rollout, and ema_decay is of them all."""
   settings = config[stage]
-  updates = settings.steps
-  if stage == "srl":
-    updates *= settings.inner_batches * settings.inner_epochs
+  updates = settings.inner_batches * settings.inner_epochs if stage == "srl" else 1  # a step
   return Learner(
     config=model,
-    optimizer=make_optimizer(settings.optimizer, updates),
+    optimizer=make_optimizer(settings.optimizer, settings.steps * updates),
     valid_vocab=valid_vocab,
     microbatches=settings.microbatches,
     row_bucket=settings.row_bucket if stage == "srl" else 0,
-    average_decay=config.feedback.ema_decay,
+    average_decay=config.feedback.ema_decay ** (1 / updates),
     entropy=stage == "srl" and settings.exact_entropy,
   )
 
@@ -418,6 +417,9 @@ def make_run(config: Config, workdir: pathlib.Path, pools: Sequence[str] | None 
   """Builds what lasts and reads all questions, so that bad input shows at once; no weights yet.
 
   `pools` are the pools to read, if not all that the configuration's stages use.
+
+  Raises:
+    ValueError: among others, a gold answer that self-feedback is to learn from cannot be read.
   """
   workdir.mkdir(parents=True, exist_ok=True)
   # Whatever JAX_DEFAULT_PRNG_IMPL says: with rbg a row's noise would depend on its neighbours.
@@ -425,6 +427,12 @@ def make_run(config: Config, workdir: pathlib.Path, pools: Sequence[str] | None 
   mesh = make_mesh(config.mesh.fsdp, config.mesh.tensor, replica=config.mesh.replica)
   tokenizer = make_tokenizer(config, workdir)
   model = model_config(config, tokenizer)
+  questions = {
+    name: read_pool(name, config) for name in (pools_used(config) if pools is None else pools)
+  }
+  if config.feedback.source == "gold":
+    for question in questions.get("srl", ()):
+      gold_answer(question)
   run = Run(
     config=config,
     workdir=workdir,
@@ -432,9 +440,7 @@ def make_run(config: Config, workdir: pathlib.Path, pools: Sequence[str] | None 
     tokenizer=tokenizer,
     model=model,
     shardings=param_shardings(model, mesh, rules.TRAINING),
-    pools={
-      name: read_pool(name, config) for name in (pools_used(config) if pools is None else pools)
-    },
+    pools=questions,
   )
   if "srl" in run.pools:  # now, not when PAM has ended
     run.fitting(run.pools["srl"], config.srl.max_prompt_length, "srl", quiet=True)

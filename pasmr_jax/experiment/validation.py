@@ -15,10 +15,11 @@ from pasmr_jax.experiment.asking import WAYS
 from pasmr_jax.experiment.reliability import collapse
 from pasmr_jax.experiment.reliability.identity import flatten
 from pasmr_jax.experiment.scoring import SCORINGS
-from pasmr_jax.feedback import rewards
+from pasmr_jax.feedback import language_id, rewards
 from pasmr_jax.learning import advantages, losses, optim
 from pasmr_jax.models.config import ATTENTIONS
 from pasmr_jax.models.lora import TARGETS
+from pasmr_jax.parallel.processes import process_count
 from pasmr_jax.stages.supervised import KINDS
 from pasmr_jax.text.chat import STYLES
 from pasmr_jax.text.exemplars import MAX_EXEMPLARS
@@ -70,6 +71,7 @@ def check(config: Config, devices: int = 1) -> None:
   numbers = list(_numbers(config))
   problems = [
     *_general(config),
+    *_told_apart(config),
     *_choices(config),
     *numbers,
     *_lora(config),
@@ -139,6 +141,28 @@ def _general(config: Config) -> Iterator[str]:
     shared = set(config.data[name]) & set(config.data.srl)
     if name in ("development", "test") and any(not s.startswith("synthetic:") for s in shared):
       yield f"data.srl and data.{name} share {sorted(shared)}; expected disjoint sources"
+
+
+def _told_apart(config: Config) -> Iterator[str]:
+  """What self-feedback could not tell apart: languages, and one question from the next."""
+  codes = (*config.languages, config.pivot)
+  if "srl" not in config.stages or not LANGUAGES.keys() >= {*codes}:
+    return
+  try:
+    language_id.identify([], codes)
+  except ValueError as error:
+    yield f"languages: {error}; expected other languages, or stages without srl"
+  if config.feedback.source == "shuffled":
+    fewest = 2 * process_count()
+    if config.srl.questions < fewest:
+      yield (
+        f"srl.questions is {config.srl.questions}; expected at least {fewest}, two a process, with"
+        " feedback.source=shuffled: votes are those of the next question"
+      )
+    if config.evaluation.label_questions == 1:
+      yield (
+        "evaluation.label_questions is 1; expected 0, or at least 2 with feedback.source=shuffled"
+      )
 
 
 def _choices(config: Config) -> Iterator[str]:

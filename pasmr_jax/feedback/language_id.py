@@ -3,7 +3,7 @@
 The path of a text: what belongs to no language is taken out (numbers, LaTeX, links, the delimiters
 of the response format), the letters that are left are counted by Unicode script, and
   - fewer letters than can decide, or no script with a clear majority: 'unknown';
-  - the majority script is written by none of the languages in play: 'unknown';
+  - the majority script is written by none of the languages in play: 'other';
   - by exactly one: that one (Chinese and Japanese are told apart by the share of kana);
   - by several: lingua (https://github.com/pemistahl/lingua-py) restricted to those; its first
     choice must lead by the more, the shorter the text is, else 'unknown'.
@@ -24,14 +24,15 @@ from pasmr_jax.text import languages as language_tables
 if TYPE_CHECKING:
   import lingua
 
-UNKNOWN = "unknown"
+UNKNOWN = "unknown"  # too little to tell
+OTHER = "other"  # enough to tell that it is none of the languages in play
 
 # Of a longer text its beginning, middle and end are read, so that a drift from one language into
 # another shows, at the cost of this many characters.
 MAX_CHARACTERS = 900
 # The majority script must hold this share of the (weighted) letters.
 MIN_SCRIPT_SHARE = 0.6
-# Letters needed where the script alone decides, and where lingua has to.
+# Letters needed where the script alone decides; where lingua has to, or for 'other'.
 MIN_LETTERS_BY_SCRIPT = 2
 MIN_LETTERS_BY_LINGUA = 8
 # Japanese has kana in every clause, Chinese none: so many Han letters without kana are Chinese.
@@ -88,6 +89,8 @@ _SCRIPT_RANGES = (
   (0x20000, 0x3134F, "Han"),
 )
 _RANGE_STARTS = tuple(start for start, _, _ in _SCRIPT_RANGES)
+# Letters in between, from Armenian to Mongolian, are of scripts that none of the languages has.
+_UNLISTED = (0x0530, 0x18AF)
 # One such character says about as much as this many letters of an alphabet.
 _SCRIPT_WEIGHTS = {"Han": 3, "Hiragana": 2, "Katakana": 2, "Hangul": 2}
 
@@ -107,13 +110,16 @@ _NOT_LANGUAGE = re.compile(
 
 @functools.lru_cache(maxsize=1 << 14)
 def _script(character: str) -> str | None:
-  """Script of one letter, None for anything that is no letter of a known script."""
+  """Script of one letter, "unlisted" if no language has it; None for what is no such letter."""
   code_point = ord(character)
   index = bisect.bisect_right(_RANGE_STARTS, code_point) - 1
   if index < 0:
     return None
   _, last, script = _SCRIPT_RANGES[index]
-  return script if code_point <= last else None
+  if code_point <= last:
+    return script
+  first, last = _UNLISTED
+  return "unlisted" if first <= code_point <= last and character.isalpha() else None
 
 
 def _sample(text: str) -> str:
@@ -163,7 +169,7 @@ def _by_script(codes: tuple[str, ...]) -> dict[str, tuple[str, ...]]:
 
 
 def _candidates(counts: Counter[str], codes: tuple[str, ...]) -> tuple[tuple[str, ...], int]:
-  """Languages in play that write the majority script, and how many letters speak for them."""
+  """Languages in play that write the majority script, and its letters; 0 without a majority."""
   weights = {script: count * _SCRIPT_WEIGHTS.get(script, 1) for script, count in counts.items()}
   total = sum(weights.values())
   by_script = _by_script(codes)
@@ -177,7 +183,7 @@ def _candidates(counts: Counter[str], codes: tuple[str, ...]) -> tuple[tuple[str
     return by_script.get("Han", ()) if letters < MIN_HAN_WITHOUT_KANA else (), letters
   script, letters = max(counts.items(), key=lambda item: weights[item[0]])
   if weights[script] < MIN_SCRIPT_SHARE * total:
-    return (), letters
+    return (), 0
   return by_script.get(script, ()), letters
 
 
@@ -190,8 +196,10 @@ def _identify_one(text: str, codes: tuple[str, ...]) -> str:
   candidates, letters = _candidates(counts, codes)
   if len(candidates) == 1 and letters >= MIN_LETTERS_BY_SCRIPT:
     return candidates[0]
-  if len(candidates) < 2 or letters < MIN_LETTERS_BY_LINGUA:
+  if len(candidates) == 1 or letters < MIN_LETTERS_BY_LINGUA:
     return UNKNOWN
+  if not candidates:
+    return OTHER
   uncapitalised = " ".join(word for word in words.split() if not word[0].isupper())
   if len(uncapitalised) - uncapitalised.count(" ") >= MIN_LETTERS_WITHOUT_NAMES:
     words = uncapitalised
@@ -209,7 +217,8 @@ def identify(texts: Sequence[str], languages: tuple[str, ...]) -> list[str]:
     languages: codes of `languages.LANGUAGES` that are in play.
 
   Returns:
-    One code of `languages`, or 'unknown', for each text. A text too short to tell is 'unknown'.
+    For each text one code of `languages`; 'unknown' if it is too short or too mixed to tell, or
+    'other' if it is in a script that none of them writes.
 
   Raises:
     ValueError: a code is unknown, or two languages in play share a script and lingua does not know

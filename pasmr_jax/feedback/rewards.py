@@ -112,7 +112,13 @@ def score_questions(
 
   Returns:
     One `Rewards` a question, in order.
+
+  Raises:
+    ValueError: `settings.source` is 'shuffled' and there is one question alone, or it is 'gold' and
+      a gold answer is missing.
   """
+  if settings.source == "shuffled" and len(groups) < 2:
+    raise ValueError("feedback.source is 'shuffled'; expected two questions or more, found one")
   pooled = [pooled_vote(responses) for responses in groups]
   votes = [
     labels(responses, settings, gold, vote)

@@ -88,9 +88,9 @@ def token_advantages(
   return advantages
 
 
-def most_extreme(advantages: Float[np.ndarray, " R"], rows: int) -> np.ndarray:
-  """The places of the `rows` largest absolute advantages, in their original order; 0 takes all."""
-  if rows == 0 or rows >= advantages.size:
-    return np.arange(advantages.size)
-  order = np.argsort(-np.abs(advantages), kind="stable")
+def strongest(strengths: Float[np.ndarray, " R"], rows: int) -> np.ndarray:
+  """The places of the `rows` largest values, in their original order; 0 takes all."""
+  if rows == 0 or rows >= strengths.size:
+    return np.arange(strengths.size)
+  order = np.argsort(-strengths, kind="stable")
   return np.sort(order[:rows])

@@ -72,16 +72,19 @@ def kl_divergence(
   """A token's estimate of KL(policy || reference) from a sample of the policy.
 
   With r = reference / policy: `k1` -log r; `k2` (log r)^2 / 2; `k3` r - 1 - log r
-  (J. Schulman, "Approximating KL divergence", 2020).
+  (J. Schulman, "Approximating KL divergence", 2020). Tokens are drawn without a gradient, so what
+  is descended is each estimate's own: that of -log r has mean 0 whatever the reference is, that of
+  `k2` has KL's as its mean, that of `k3` the one of KL(reference || policy). So `k1` has `k2`'s.
 
   Raises:
     ValueError: on an unknown estimator.
   """
   log_ratio = jnp.subtract(reference, logprobs)
+  square = 0.5 * log_ratio**2
   if estimator == "k1":
-    return -log_ratio
+    return square + jax.lax.stop_gradient(-log_ratio - square)
   if estimator == "k2":
-    return 0.5 * log_ratio**2
+    return square
   if estimator == "k3":
     return jnp.expm1(log_ratio) - log_ratio
   raise ValueError(f"KL estimator is {estimator!r}; expected one of {KL_ESTIMATORS}")

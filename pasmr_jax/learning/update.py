@@ -42,7 +42,7 @@ class TrainState(flax.struct.PyTreeNode):
   step: Int[Array, ""]  # updates of this stage done
   params: Any  # those that are trained: all, or adapters
   opt_state: optax.OptState
-  average: Any | None  # moving average of params, held only when it is the teacher
+  average: Any | None  # float32 moving average of params, held only when it is the teacher
   frozen: Frozen | None = None  # the weights under params where these are adapters
 
   def whole(self, params: Any = None) -> Any:
@@ -67,7 +67,7 @@ class Learner:
   microbatches: int = 1  # of a batch, or of each `row_bucket` rows
   row_bucket: int = 0  # rows of a policy batch that `microbatches` divide; 0 is all of them
   chunk: int = 0  # tokens of a device whose logits exist at a time; 0 is by size (logprobs.LOGITS)
-  average_decay: float = 0.0
+  average_decay: float = 0.0  # of the moving average, an update
   entropy: bool = False  # whether a policy's update reports `exact_entropy`
 
   def init(self, params, average: bool = False, frozen: Frozen | None = None) -> TrainState:
@@ -84,7 +84,8 @@ class Learner:
     replicated = _replicated_like(params)
     opt_state = jax.jit(self.optimizer.init, out_shardings=self.opt_shardings(params))(params)
     step = jax.jit(lambda: jnp.int32(0), out_shardings=replicated)()
-    averaged = jax.tree.map(jnp.copy, params) if average else None
+    # In bfloat16 a hundredth of a difference would be lost.
+    averaged = optax.tree.cast(jax.tree.map(jnp.copy, params), jnp.float32) if average else None
     return TrainState(step, params, opt_state, averaged, frozen)
 
   def opt_shardings(self, params):
@@ -275,7 +276,9 @@ class Learner:
     params = optax.apply_updates(params, updates)
     if average is not None:
       keep = self.average_decay
-      average = jax.tree.map(lambda a, p: keep * a + (1 - keep) * p, average, params)
+      average = jax.tree.map(
+        lambda a, p: keep * a + (1 - keep) * p.astype(a.dtype), average, params
+      )
     return params, opt_state, average
 
 

@@ -36,7 +36,7 @@ from pasmr_jax.rollout.sampling import Sampling, make_sampling
 from pasmr_jax.stages import packing
 from pasmr_jax.stages.supervised import to_sequences
 from pasmr_jax.text import prompts
-from pasmr_jax.text.answers import read_answer
+from pasmr_jax.text.answers import read_answer, read_gold
 from pasmr_jax.text.tokenizer import Tokenizer
 
 
@@ -143,7 +143,7 @@ class SelfFeedbackStage:
     ]
     clock.lap("host")
 
-    batches, packed = self._assemble(state, experience.groups, reasoning, understanding)
+    batches, packed = self._assemble(state, experience, reasoning, understanding)
     jax.block_until_ready(batches)
     clock.lap("score")
     rehearsal = None
@@ -308,7 +308,7 @@ class SelfFeedbackStage:
     return described
 
   def _gold(self, question: Question) -> votes.Value | None:
-    """The gold answer, in English style, if feedback.source is gold; else the reader dropped it."""
+    """The gold answer if feedback.source is gold; else the reader dropped it."""
     if self.config.feedback.source != "gold":
       if question.answer is not None or question.solution is not None:
         raise ValueError(
@@ -316,7 +316,7 @@ class SelfFeedbackStage:
           f" {self.config.feedback.source!r}; the reader must drop it"
         )
       return None
-    found = read_answer(question.answer or "", "en")
+    found = read_gold(question.answer)
     return None if found is None else found.value
 
   def _advantages(self, judged: Sequence[rewards.Rewards]) -> tuple[np.ndarray, np.ndarray]:
@@ -340,17 +340,22 @@ class SelfFeedbackStage:
   def _assemble(
     self,
     state: TrainState,
-    groups: Sequence[Sequence[Sample]],
+    experience: Experience,
     reasoning: np.ndarray,
     understanding: np.ndarray,
   ) -> tuple[list[losses.PolicyBatch], dict[str, float]]:
     """The batches of this rollout's updates, how many tokens they teach and how much is padding."""
     srl = self.config.srl
-    samples = [sample for group in groups for sample in group]
+    samples = [sample for group in experience.groups for sample in group]
+    # No gradient, that of KL included, where no confident label is, nor of what met the limit.
+    masked = ~np.concatenate([one.valid for one in experience.judged])
+    if srl.mask_truncated:
+      masked |= [sample.response.truncated for sample in samples]
     reasoning, understanding = reasoning.reshape(-1), understanding.reshape(-1)
     strength = np.abs(reasoning)
     if srl.credit == "split":
       strength = np.maximum(strength, np.abs(understanding))
+    strength[masked] = -1.0  # chosen after all that teach
 
     def row_of(row: int) -> losses.PolicyBatch:
       sample = samples[row]
@@ -364,7 +369,7 @@ class SelfFeedbackStage:
           srl.credit,
         ),
         srl.max_prompt_length + srl.max_new_tokens,
-        masked=srl.mask_truncated and sample.response.truncated,
+        masked=bool(masked[row]),
         aggregation=srl.aggregation,
       )
 
@@ -387,7 +392,7 @@ class SelfFeedbackStage:
 
   def _chosen(self, strength: np.ndarray) -> list[int]:
     """Which rows of this process are among the `update_rows` strongest of all processes."""
-    chosen = advantages.most_extreme(processes.gather_rows(strength), self.config.srl.update_rows)
+    chosen = advantages.strongest(processes.gather_rows(strength), self.config.srl.update_rows)
     first = processes.process_index() * strength.size
     return [int(row) - first for row in chosen if first <= row < first + strength.size]
 
@@ -436,7 +441,9 @@ class SelfFeedbackStage:
       "translation_length": lengths,
       "response_length": [sample.ids.size for sample in samples],
       "answer_entropy": [votes.entropy([s.answer for s in group]) for group in groups],
-      "distinct_translations": [len({s.response.translation for s in group}) for group in groups],
+      "distinct_translations": [
+        len({s.response.translation for s in group} - {None}) for group in groups
+      ],
     }
     return processes.global_means(values)
 

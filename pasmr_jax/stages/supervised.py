@@ -38,21 +38,29 @@ def examples(
     prompt: `config.prompt`.
 
   Raises:
-    ValueError: naming the question that lacks what the kind needs.
+    ValueError: naming the question that lacks what the kind needs, or cannot be written.
   """
-  template = prompt.translation if kind == "translation" else prompt.question
   check_taught(kind, questions)
   made = []
   for question in questions:
-    asked = prompts.question_prompt(tokenizer, template, question.text)
-    if kind == "translation":
-      answered = prompts.response(tokenizer, None, str(question.pivot_text))
-    elif kind == "triplets":
-      answered = prompts.response(tokenizer, question.pivot_text, str(question.solution))
-    else:
-      answered = prompts.response(tokenizer, None, str(question.solution))
-    made.append(Example(tuple(asked), tuple(answered)))
+    try:
+      made.append(_example(kind, question, tokenizer, prompt))
+    except ValueError as error:
+      place = f"data.{kind}: question {question.id!r} ({question.language})"
+      raise ValueError(f"{place}: {error}") from error
   return made
+
+
+def _example(kind: str, question: Question, tokenizer: Tokenizer, prompt: Config) -> Example:
+  template = prompt.translation if kind == "translation" else prompt.question
+  asked = prompts.question_prompt(tokenizer, template, question.text)
+  if kind == "translation":
+    answered = prompts.response(tokenizer, None, str(question.pivot_text))
+  elif kind == "triplets":
+    answered = prompts.response(tokenizer, question.pivot_text, str(question.solution))
+  else:
+    answered = prompts.response(tokenizer, None, str(question.solution))
+  return Example(tuple(asked), tuple(answered))
 
 
 def to_sequences(batch: SupervisedBatch, mesh: jax.sharding.Mesh) -> Sequences:

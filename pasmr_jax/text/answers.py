@@ -422,6 +422,17 @@ def read_answer(text: str, language: str) -> Answer | None:
   return Answer(value, LAST_NUMBER, start + dropped, end + dropped)
 
 
+def read_gold(text: str | None) -> Answer | None:
+  """Reads a gold answer, which data sets write in English style (1,234.5) in every language.
+
+  None if there is none or it cannot be read: no single number is taken out of a boxed formula.
+  """
+  answer = None if text is None else read_answer(text, "en")
+  if text is None or answer is None or ("\\boxed" in text and answer.rule != BOXED):
+    return None
+  return answer
+
+
 def same_answer(a: Answer | None, b: Answer | None) -> bool:
   """Do two answers have the same exact value? A missing answer equals nothing, itself included."""
   return a is not None and b is not None and a.value == b.value

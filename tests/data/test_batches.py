@@ -81,7 +81,14 @@ def test_question_seeds():
 def test_batch_larger_than_the_pool():
   (batch,) = take(question_iterator(QUESTIONS, 16, seed=0), 1)
   assert len(batch) == 16
-  assert {question.id for question in batch} == {question.id for question in QUESTIONS}
+  assert {question.text for question in batch} == {question.text for question in QUESTIONS}
+  # What is there again has an id of its own, as its samples are drawn by it.
+  names = [question.id for question in batch]
+  assert len(set(names)) == 16
+  assert sum(name.endswith("/2") for name in names) == 7
+  assert sum(name.endswith("/3") for name in names) == 2
+  shares = [take(question_iterator(QUESTIONS, 16, 0, index, 4), 1)[0] for index in range(4)]
+  assert join(shares) == batch
 
 
 def test_processes_share_a_question_batch():

@@ -1,6 +1,7 @@
 """What is wrong with a configuration is said before anything is compiled, all of it at once."""
 
 import dataclasses
+import json
 import math
 import re
 
@@ -111,6 +112,18 @@ def test_the_shipped_configurations_are_valid():
       "srl.patience is 3 but evaluation.every is 0; expected more than 0, or patience 0",
     ),
     ({"data__test": ("mgsn",)}, "data.test has source 'mgsn'; .* or one of mgsm, mgsm_rev2"),
+    (
+      {"feedback__source": "shuffled", "srl__questions": 1, "srl__update_rows": 0},
+      "srl.questions is 1; expected at least 2, two a process, with feedback.source=shuffled",
+    ),
+    (
+      {"feedback__source": "shuffled", "evaluation__label_questions": 1},
+      "evaluation.label_questions is 1; expected 0, or at least 2 with feedback.source=shuffled",
+    ),
+    (
+      {"languages": ("de", "ha")},
+      r"languages: cannot tell .* 'ha' \(Hausa\); expected other languages, or stages without srl",
+    ),
     ({"data__srl": ("mgsm",)}, "data.srl has the evaluation set 'mgsm'; expected it in data.test"),
   ],
 )
@@ -148,6 +161,11 @@ def test_microbatches_that_would_divide_are_named():
     ValueError, match=r"pam.batch_size is 16; .* = 1 \* 5: set a multiple of 5 ro"
   ):
     validation.check(_config(), devices=5)
+
+
+def test_what_only_self_feedback_cannot_do_is_no_problem_without_it():
+  changes = {"languages": ("de", "ha"), "feedback__source": "shuffled", "srl__questions": 1}
+  validation.check(_config(stages=("base", "pam"), srl__update_rows=0, **changes))
 
 
 def test_published_sets_may_be_evaluated():
@@ -206,6 +224,18 @@ def test_a_metric_that_is_not_measured_is_found_before_training(tmp_path, metric
     Evaluator(run)
   del run.pools["development"]  # as in eval.py, which measures nothing there
   Evaluator(run)
+
+
+def test_a_gold_answer_that_cannot_be_learned_from_is_named_when_the_run_is_made(tmp_path):
+  path = tmp_path / "gold_de.jsonl"
+  lines = [{"question": "Wie viele?", "answer": answer} for answer in ("12", "keine Ahnung")]
+  path.write_text("\n".join(map(json.dumps, lines)))
+  source = (f"json:{path}",)
+  config = _config(languages=("de",), data__srl=source, feedback__source="gold")
+  with pytest.raises(ValueError, match=r"question '\w*2' \(de\): gold answer 'keine Ahnung'"):
+    make_run(config, tmp_path)
+  config.feedback.source = "pivot"
+  assert {question.answer for question in make_run(config, tmp_path).pools["srl"]} == {None}
 
 
 def test_over_long_prompts_are_counted_and_left_out_never_cut(tmp_path, capsys):

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pasmr_jax.feedback.language_id import MAX_CHARACTERS, UNKNOWN, clean, identify
+from pasmr_jax.feedback.language_id import MAX_CHARACTERS, OTHER, UNKNOWN, clean, identify
 from pasmr_jax.text.languages import LANGUAGES, MGSM_CODES
 
 TOY = ("en", "de", "es", "sw", "ru", "bn")
@@ -95,7 +95,7 @@ def test_markup_does_not_change_the_language():
 
 
 def test_script_decides_alone_and_only_among_the_languages_in_play():
-  assert identify([SENTENCES["ru"]], ("en", "bn")) == [UNKNOWN]
+  assert identify([SENTENCES["ru"]], ("en", "bn")) == [OTHER]
   assert identify([SENTENCES["uk"]], ("en", "ru")) == ["ru"]  # the world is closed
   assert identify([SENTENCES["bn"]], ("bn",)) == ["bn"]
 
@@ -103,9 +103,25 @@ def test_script_decides_alone_and_only_among_the_languages_in_play():
 def test_han_without_kana():
   chinese = SENTENCES["zh"] * 2
   assert identify([chinese], ("ja", "zh")) == ["zh"]
-  assert identify([chinese], ("ja", "en")) == [UNKNOWN]
+  assert identify([chinese], ("ja", "en")) == [OTHER]
   assert identify(["三個"], ("ja", "en")) == ["ja"]
-  assert identify([SENTENCES["ja"]], ("zh", "en")) == [UNKNOWN]
+  assert identify([SENTENCES["ja"]], ("zh", "en")) == [OTHER]
+
+
+@pytest.mark.parametrize(
+  "text",
+  [
+    SENTENCES["zh"],
+    SENTENCES["am"],
+    "અન્ના પાસે સાત સફરજન છે",  # Gujarati and Georgian: no language of ours writes them
+    "ანას აქვს შვიდი ვაშლი",
+    "Աննան ունի յոթ խնձոր",
+  ],
+)
+def test_a_script_of_no_language_in_play_is_another_language(text: str):
+  assert identify([text], ("de", "en", "bn")) == [OTHER]
+  assert identify([text[:5]], ("de", "en", "bn")) == [UNKNOWN]  # too little
+  assert identify([f"{SENTENCES['de']} {text[:9]}"], ("de", "en", "bn")) == ["de"]
 
 
 def test_a_mixture_without_a_majority_is_unknown():
@@ -137,7 +153,7 @@ def test_unknown_code_is_named():
 def test_any_text_gets_a_language_in_play_or_none(texts: list[str]):
   found = identify(texts, MGSM_CODES)
   assert len(found) == len(texts)
-  assert set(found) <= {*MGSM_CODES, UNKNOWN}
+  assert set(found) <= {*MGSM_CODES, UNKNOWN, OTHER}
 
 
 def test_hostile_texts_are_quick():

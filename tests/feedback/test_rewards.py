@@ -103,6 +103,11 @@ def test_shuffled_uses_the_next_questions_votes():
   assert first.pooled.label == 5  # what is reported stays its own
 
 
+def test_shuffled_needs_another_question():
+  with pytest.raises(ValueError, match="'shuffled'; expected two questions or more, found one"):
+    _score([GROUP], source="shuffled")
+
+
 def test_random_depends_on_the_seed_only():
   once, again = _score([GROUP] * 4, source="random"), _score([GROUP] * 4, source="random")
   other = _score([GROUP] * 4, source="random", seed=1)

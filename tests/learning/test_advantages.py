@@ -60,7 +60,8 @@ def test_credit():
   assert malformed.tolist() == [1, 1]
 
 
-def test_most_extreme_rows_keep_their_order():
-  values = np.array([0.1, -0.9, 0.0, 0.5, -0.5], np.float32)
-  assert advantages.most_extreme(values, 3).tolist() == [1, 3, 4]
-  assert advantages.most_extreme(values, 0).tolist() == [0, 1, 2, 3, 4]
+def test_the_strongest_rows_keep_their_order():
+  values = np.array([0.1, 0.9, -1.0, 0.5, 0.5, 0.0], np.float32)
+  assert advantages.strongest(values, 3).tolist() == [1, 3, 4]
+  assert advantages.strongest(values, 5).tolist() == [0, 1, 3, 4, 5]
+  assert advantages.strongest(values, 0).tolist() == [0, 1, 2, 3, 4, 5]

@@ -1,5 +1,6 @@
 """KL and the clipped objective by hand."""
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -18,6 +19,33 @@ def test_kl_estimators_by_hand():
   assert values["k3"] == pytest.approx(0.5 - 1 + np.log(2), rel=1e-5)
   with pytest.raises(ValueError, match="'k4'"):
     losses.kl_divergence(logprobs, reference, "k4")
+
+
+def test_the_gradient_of_each_kl_estimator_knows_the_reference():
+  """The mean gradient over the tokens of a policy of three, as they are drawn: without one."""
+  policy = jnp.array([0.3, -1.0, 2.0])
+  reference = jax.nn.log_softmax(jnp.array([2.0, 0.0, -1.0]))
+
+  def exact(logits, reference=reference):
+    logprobs = jax.nn.log_softmax(logits)
+    return (jnp.exp(logprobs) * (logprobs - reference)).sum()
+
+  def reverse(logits):
+    return (jnp.exp(reference) * (reference - jax.nn.log_softmax(logits))).sum()
+
+  def estimated(logits, estimator, reference=reference):
+    drawn = jax.lax.stop_gradient(jax.nn.softmax(logits))
+    logprobs = jax.nn.log_softmax(logits)
+    return (drawn * losses.kl_divergence(logprobs[None], reference[None], estimator)).sum()
+
+  expected = {"k1": exact, "k2": exact, "k3": reverse}
+  for estimator in losses.KL_ESTIMATORS:
+    found = jax.grad(estimated)(policy, estimator)
+    np.testing.assert_allclose(found, jax.grad(expected[estimator])(policy), atol=1e-6)
+    still = jax.grad(estimated)(policy, estimator, jax.nn.log_softmax(policy))
+    np.testing.assert_allclose(still, 0, atol=1e-6)
+  for unbiased in ("k1", "k3"):
+    assert float(estimated(policy, unbiased)) == pytest.approx(float(exact(policy)), rel=1e-5)
 
 
 def _policy(logprobs, advantages, old=None, sampler=None, reference=None, **settings):

@@ -326,6 +326,21 @@ def test_the_moving_average_follows_the_parameters():
   _close(state.average, expected, 1e-6)
 
 
+@pytest.mark.parametrize("begin", [1.0, 0.95])
+def test_the_moving_average_of_bfloat16_parameters_is_exact(begin):
+  """It stays where the parameters stay, and gets where they went."""
+  learner = _learner(optimizer=optax.set_to_zero(), average_decay=0.99)
+  params = jax.tree.map(lambda leaf: leaf.astype(jnp.bfloat16), _params())
+  goal = jax.tree.map(lambda leaf: np.asarray(leaf, np.float32), params)
+  state = learner.init(params, average=True)
+  state = state.replace(average=jax.tree.map(lambda leaf: begin * leaf, state.average))
+  for _ in range(40):
+    state, _ = learner.update_supervised(state, _rows())
+  assert {leaf.dtype.name for leaf in jax.tree.leaves(state.average)} == {"float32"}
+  share = 0.99**40 * begin + 1 - 0.99**40
+  _close(state.average, jax.tree.map(lambda leaf: share * leaf, goal), 1e-5)
+
+
 def _settings(**changes):
   settings = base_config.optimizer(1e-2)
   settings.update(changes)

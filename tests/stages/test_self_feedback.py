@@ -12,7 +12,7 @@ from configs import base as base_config
 from pasmr_jax.data import synthetic
 from pasmr_jax.data.questions import Question
 from pasmr_jax.experiment.evaluation import judge_accuracy
-from pasmr_jax.experiment.setup import needs_reference
+from pasmr_jax.experiment.setup import make_learner, needs_reference
 from pasmr_jax.learning.update import Learner
 from pasmr_jax.models.config import TransformerConfig
 from pasmr_jax.models.transformer import init_params
@@ -237,6 +237,7 @@ def test_votes_and_rewards(step):
   assert seen["truncation_rate"] == pytest.approx(1 / 8)
   assert seen["well_formed_rate"] == pytest.approx(6 / 8)
   assert seen["label_rate"] == 1.0
+  assert seen["distinct_translations"] == (2 + 1) / 2  # none is no translation
 
 
 def test_every_metric_of_the_method_is_logged(step):
@@ -305,6 +306,12 @@ def test_the_teacher_answers(tokenizer, params, teacher):
   np.testing.assert_allclose(solved, np.asarray(params["embedding"]) + offset, atol=1e-6)
 
 
+def test_the_moving_average_keeps_its_share_a_step_however_many_updates_it_has():
+  config = _config(srl__inner_batches=2, srl__inner_epochs=3, feedback__ema_decay=0.9)
+  assert make_learner(config, "srl", MODEL, 756).average_decay ** 6 == pytest.approx(0.9)
+  assert make_learner(_config(), "srl", MODEL, 756).average_decay == 0.99
+
+
 def test_kl_scores_the_reference(tokenizer, params):
   stage, state, _ = _stage(tokenizer, params, srl__kl_coef=0.1)
   moved = jax.tree.map(lambda x: x * 1.1, state.params)
@@ -354,10 +361,49 @@ def test_only_the_most_extreme_rows_are_learned_from(tokenizer, params):
   rows = jax.tree.map(np.asarray, batch)
   assert rows.sequences.tokens.shape == (8, ROW)  # 5, and padding up to srl.row_bucket
   taught = np.abs(rows.advantages).max(axis=1)
-  # The Spanish response without a translation, the German one with reward, two others; a third
-  # among the five was truncated.
-  np.testing.assert_allclose(taught, [0.75, 0.25, 0.25, 0.75, 0, 0, 0, 0])
-  assert not rows.sequences.segment_ids[4:].any()
+  # The Spanish response without a translation, the German one with reward, three others.
+  np.testing.assert_allclose(taught, [0.75, 0.25, 0.25, 0.25, 0.75, 0, 0, 0])
+  assert not rows.sequences.segment_ids[5:].any()
+
+
+def test_truncated_responses_take_no_place_of_those_that_teach(tokenizer, params):
+  """Of sixteen responses four met the limit: their reward, 0, is the most extreme."""
+  script = _script()
+  cut, right = (GOOD, _solved(15), False), (GOOD, _solved(15), True)
+  script[GERMAN.text] = [cut] * 4 + [right] * 12
+  stage, state, _ = _stage(
+    tokenizer,
+    params,
+    questions=(GERMAN,),
+    script=script,
+    srl__group_size=16,
+    srl__update_rows=4,
+  )
+  ([batch], _), _ = stage.batch(state, 0)
+  taught = np.asarray(batch.sequences.weights).any(axis=1)
+  assert taught.sum() == 4
+  np.testing.assert_allclose(np.abs(np.asarray(batch.advantages)[taught]).max(axis=1), 0.25)
+
+
+def test_a_question_without_a_confident_label_has_no_gradient_not_even_of_kl(tokenizer, params):
+  """Spanish answers vote 7 and 8 alike: the step is that of the German question alone."""
+  script = _script()
+  script[OTHER] = [(None, _solved(7, "en"), True), (None, _solved(8, "en"), True)]
+  learned = []
+  for questions in ((GERMAN, SPANISH), (GERMAN,)):
+    stage, state, _ = _stage(
+      tokenizer, params, questions=questions, script=script, srl__kl_coef=0.1
+    )
+    state = state.replace(params=jax.tree.map(lambda x: x * 1.1, state.params))
+    batch, seen = stage.batch(state, 0)
+    [rows], _ = batch
+    assert np.asarray(rows.sequences.segment_ids).any(axis=1).sum() == 3
+    state, metrics = stage.update(state, batch)
+    learned.append((jax.device_get(state.params), float(metrics["kl"]), seen["trained_tokens"]))
+  (both, *seen), (alone, *expected) = learned
+  assert seen == pytest.approx(expected, rel=1e-5)
+  for one, other in zip(jax.tree.leaves(both), jax.tree.leaves(alone), strict=True):
+    np.testing.assert_allclose(one, other, atol=1e-6)
 
 
 def _learned(tokenizer, params, **changes):
@@ -420,6 +466,16 @@ def test_an_answer_that_reaches_the_stage_is_an_error(tokenizer, params):
   stage.batch(state, 0)
   assert [one["reward"] for one in stage.rollouts[0]["responses"]] == [1, 0, 0, 0]
   assert [one["reward"] for one in stage.rollouts[1]["responses"]] == [0, 0, 0, 0]
+
+
+def test_reasoning_in_a_script_of_no_language_in_play_is_in_the_wrong_language(tokenizer, params):
+  script = _script()
+  script[GERMAN.text] = [(GOOD, "安娜有七个苹果又买了五个\n#### 15", True)] * 4
+  room = {"srl__max_new_tokens": 64, "srl__row_length": 92}
+  stage, state, _ = _stage(tokenizer, params, script=script, **room)
+  stage.batch(state, 0)
+  assert [one["reward"] for one in stage.rollouts[0]["responses"]] == [0] * 4
+  assert not any(one["reasoning_consistent"] for one in stage.rollouts[0]["responses"])
 
 
 def test_rollout_records_are_plain_json(step):

@@ -332,8 +332,12 @@ class Planner:
       learner.opt_shardings(trained),
     )
     step: Any = jax.ShapeDtypeStruct((), jnp.int32, sharding=meshes.replicated(self.mesh))
-    averaged = stage == "srl" and self.config.feedback.teacher == "ema"
-    return TrainState(step, trained, moments, trained if averaged else None, frozen)
+    averaged = None
+    if stage == "srl" and self.config.feedback.teacher == "ema":
+      averaged = jax.tree.map(
+        lambda x: jax.ShapeDtypeStruct(x.shape, jnp.float32, sharding=x.sharding), trained
+      )
+    return TrainState(step, trained, moments, averaged, frozen)
 
   def _parts(self, state: TrainState) -> dict[str, Any]:
     return {
