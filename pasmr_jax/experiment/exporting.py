@@ -27,6 +27,7 @@ from pasmr_jax.text.tokenizer import load_tokenizer
 
 ADAPTERS = "LoRA"  # stands in a card where a whole model has its architecture
 PRETRAINED = "pretrained"  # the checkpoint that is model.pretrained, with nothing trained
+_CLOCK = "strftime_now"  # what transformers calls it in chat templates
 
 
 def check_target(folder: pathlib.Path) -> None:
@@ -113,10 +114,26 @@ def _write_surroundings(
   """What stands beside weights or adapters: tokenizer, settings and the model card."""
   save_tokenizer(run.tokenizer, folder)
   if checkpoint != PRETRAINED:
+    _fix_template(run, folder)
     write_json(folder / "training_config.json", _training_config(run.config))
   card = "\n".join(_card(run, checkpoint, family, dtype, params))
   (folder / "README.md").write_text(card + "\n", "utf-8")
   _read_tokenizer_back(run, folder)
+
+
+def _fix_template(run: Run, folder: pathlib.Path) -> None:
+  """Has the chat template write, to whoever names no switch and on any day, what was trained on."""
+  template = run.tokenizer.vocabulary.chat_template or ""
+  if run.config.prompt.style != "chat":
+    return
+  first = ""
+  if _CLOCK in template:  # an undefined name takes away the clock that transformers lends
+    first += f"{{%- set {_CLOCK} = no_clock %}}"
+  if THINKING in template:
+    default = str(run.config.prompt.thinking).lower()
+    first += f"{{%- set {THINKING} = {THINKING} | default({default}) %}}"
+  if not template.startswith(first):  # which is so where an exported model was trained again
+    (folder / "chat_template.jinja").write_text(first + template, "utf-8")
 
 
 def _known(run: Run) -> tuple[dict[str, Any], int]:

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import pathlib
+import shutil
 
 import jax
 import jax.numpy as jnp
@@ -146,7 +147,7 @@ def test_no_folder_of_the_machine_that_trained_is_published(exported, folder):
   texts = {
     file.name: file.read_text("utf-8") for file in out.glob("*") if file.suffix != ".safetensors"
   }
-  assert {"training_config.json", "tokenizer_config.json"} <= set(texts)
+  assert {"training_config.json", "tokenizer_config.json", "chat_template.jinja"} <= set(texts)
   for name, text in texts.items():
     for private in ("somewhere", "/home/me", str(folder.parent), str(run.workdir)):
       assert private not in text, name
@@ -181,6 +182,39 @@ def test_the_card_of_what_was_not_trained_credits_nothing_to_training(exported):
   assert "Nothing was trained: the model is as it was, with tokens for `<pivot>` and" in card
   for word in ("PASMR", "pasmr", "Checkpoint", "## Training", "## Data", "translated"):
     assert word not in card
+
+
+QWEN = (
+  "{% for m in messages %}<|{{ m.role }}|>{{ m.content }}{% endfor %}"
+  "{% if add_generation_prompt %}<|model|>"
+  "{% if enable_thinking is defined and not enable_thinking %}<think></think>{% endif %}{% endif %}"
+)
+LLAMA = (
+  "{% if strftime_now is defined %}{% set date = strftime_now('%d %b %Y') %}"
+  "{% else %}{% set date = '26 Jul 2024' %}{% endif %}"
+  "Today: {{ date }}{% for m in messages %}<|{{ m.role }}|>{{ m.content }}{% endfor %}"
+  "{% if add_generation_prompt %}<|model|>{% endif %}"
+)
+
+
+@pytest.mark.parametrize(("template", "thinking"), [(QWEN, False), (QWEN, True), (LLAMA, False)])
+def test_the_saved_chat_template_asks_as_it_was_trained(folder, tmp_path, template, thinking):
+  own = shutil.copytree(folder, tmp_path / "own")
+  (own / "chat_template.jinja").write_text(template)
+  for place in ("first", "second"):  # the second is trained on what the first exported
+    config = configuration(own)
+    config.prompt.thinking = thinking
+    run = make_run(config, tmp_path / "run", pools=())
+    with jax.set_mesh(run.mesh):
+      export(run, run.pretrained_params(), "pam_10", tmp_path / place)
+    own = tmp_path / place
+    tokenizer = transformers.AutoTokenizer.from_pretrained(own)
+    chat = [{"role": "user", "content": "Anna has 7 apples."}]
+    asked = tokenizer.apply_chat_template(chat, tokenize=False, add_generation_prompt=True)
+    trained = question_prompt(run.tokenizer, run.config.prompt.question, "Anna has 7 apples.")
+    assert tokenizer.encode(asked, add_special_tokens=False) == trained
+  first, second = (tmp_path / place / "chat_template.jinja" for place in ("first", "second"))
+  assert first.read_text() == second.read_text()
 
 
 def test_an_interrupted_export_leaves_nothing_that_looks_finished(exported, tmp_path, monkeypatch):
