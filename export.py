@@ -18,7 +18,7 @@ from ml_collections import config_flags
 
 from pasmr_jax import Config
 from pasmr_jax.experiment import validation
-from pasmr_jax.experiment.exporting import check_target, export, export_adapters
+from pasmr_jax.experiment.exporting import PRETRAINED, check_target, export, export_adapters
 from pasmr_jax.experiment.reliability import exits
 from pasmr_jax.experiment.setup import last_stage, make_run, say
 
@@ -31,7 +31,7 @@ DTYPE = flags.DEFINE_enum(
 STAGE = flags.DEFINE_enum(
   "stage",
   "last",
-  ["last", "pretrained", *validation.STAGES],
+  ["last", PRETRAINED, *validation.STAGES],
   "Stage of the checkpoint; 'pretrained' exports model.pretrained as it is.",
 )
 MERGE_LORA = flags.DEFINE_bool(
@@ -45,16 +45,16 @@ def main(_):
   config: Config = CONFIG.value
   workdir, out = pathlib.Path(str(WORKDIR.value)), pathlib.Path(str(OUT.value))
   check_target(out)
-  if STAGE.value == "pretrained" and not config.model.pretrained:
+  if STAGE.value == PRETRAINED and not config.model.pretrained:
     raise ValueError("--stage=pretrained: model.pretrained is ''; expected weights to export")
   validation.check(config)
   stage = STAGE.value
-  if stage != "pretrained":  # asked before make_run, which would make a folder that is misspelt
+  if stage != PRETRAINED:  # asked before make_run, which would make a folder that is misspelt
     last = last_stage(workdir)
     stage = last if stage == "last" else stage
   run = make_run(config, workdir, pools=())
   with exits.told(out), jax.set_mesh(run.mesh):
-    if stage == "pretrained":
+    if stage == PRETRAINED:
       checkpoint = stage
       export(run, run.pretrained_params(), checkpoint, out, DTYPE.value)
     elif MERGE_LORA.value or not run.has_adapters(stage):

@@ -14,6 +14,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from pasmr_jax import Config
+from pasmr_jax.experiment.reliability.recovery import steps_in
 from pasmr_jax.experiment.setup import Run, parameter_count, source
 from pasmr_jax.models import pretrained
 from pasmr_jax.models.lora import LoraSettings
@@ -25,6 +26,8 @@ from pasmr_jax.text.languages import LANGUAGES
 from pasmr_jax.text.tokenizer import load_tokenizer
 
 ADAPTERS = "LoRA"  # stands in a card where a whole model has its architecture
+PRETRAINED = "pretrained"  # the checkpoint that is model.pretrained, with nothing trained
+_CLOCK = "strftime_now"  # what transformers calls it in chat templates
 
 
 def check_target(folder: pathlib.Path) -> None:
@@ -39,7 +42,7 @@ def export(run: Run, params: Any, checkpoint: str, folder: pathlib.Path, dtype: 
   Args:
     run: of the parameters.
     params: its parameter tree, all of it addressable by this process.
-    checkpoint: what they are, such as 'srl_300', for the model card.
+    checkpoint: what they are, such as 'srl_300', or `PRETRAINED`, for the model card.
     folder: does not exist, or is empty.
     dtype: of the weights, 'float32' or 'bfloat16'; '' is that of the parameters.
 
@@ -110,10 +113,27 @@ def _write_surroundings(
 ) -> None:
   """What stands beside weights or adapters: tokenizer, settings and the model card."""
   save_tokenizer(run.tokenizer, folder)
-  write_json(folder / "training_config.json", _training_config(run.config))
+  if checkpoint != PRETRAINED:
+    _fix_template(run, folder)
+    write_json(folder / "training_config.json", _training_config(run.config))
   card = "\n".join(_card(run, checkpoint, family, dtype, params))
   (folder / "README.md").write_text(card + "\n", "utf-8")
   _read_tokenizer_back(run, folder)
+
+
+def _fix_template(run: Run, folder: pathlib.Path) -> None:
+  """Has the chat template write, to whoever names no switch and on any day, what was trained on."""
+  template = run.tokenizer.vocabulary.chat_template or ""
+  if run.config.prompt.style != "chat":
+    return
+  first = ""
+  if _CLOCK in template:  # an undefined name takes away the clock that transformers lends
+    first += f"{{%- set {_CLOCK} = no_clock %}}"
+  if THINKING in template:
+    default = str(run.config.prompt.thinking).lower()
+    first += f"{{%- set {THINKING} = {THINKING} | default({default}) %}}"
+  if not template.startswith(first):  # which is so where an exported model was trained again
+    (folder / "chat_template.jinja").write_text(first + template, "utf-8")
 
 
 def _known(run: Run) -> tuple[dict[str, Any], int]:
@@ -156,43 +176,84 @@ def _read_tokenizer_back(run: Run, folder: pathlib.Path) -> None:
 def _training_config(config: Config) -> dict[str, Any]:
   """The whole configuration, without where things lay on the machine that trained."""
   values = json.loads(config.to_json_best_effort())
-  values["data"]["root"] = ""
+  values["data"] |= _pools(config) | {"root": ""}
   values["model"]["pretrained"] = _base_model(config)
+  values["tokenizer"]["path"] = _published(config.tokenizer.path)
+  values["init_from"] = pathlib.Path(config.init_from).name
+  values["evaluation"]["exemplar_file"] = pathlib.Path(config.evaluation.exemplar_file).name
+  if "://" not in config.checkpoint.notice:
+    values["checkpoint"]["notice"] = pathlib.Path(config.checkpoint.notice).name
   return values
 
 
 def _base_model(config: Config) -> str:
   """The hub id of what training began with, or the name of its file or folder."""
-  name = config.model.pretrained
-  return pathlib.Path(name).name if pathlib.Path(name).exists() else name
+  return _published(config.model.pretrained)
+
+
+def _published(name: str) -> str:
+  """A hub id as it is, a file or folder without where it lies."""
+  path = pathlib.Path(name)
+  return path.name if path.is_absolute() or path.exists() else name
+
+
+def _pools(config: Config) -> dict[str, list[str]]:
+  """The sources of each pool, without folders but those in `{root}`."""
+  pools = {name: value for name, value in config.data.items() if isinstance(value, tuple)}
+  return {name: [_published_source(one) for one in sources] for name, sources in pools.items()}
+
+
+def _published_source(source: str) -> str:
+  format, colon, place = source.partition(":")
+  if place.startswith("{root}"):
+    return source
+  name, comma, rest = place.partition(",")  # of a subset, in `huggingface` alone
+  hub = format == "huggingface"
+  return f"{format}{colon}{_published(name) if hub else pathlib.Path(name).name}{comma}{rest}"
 
 
 def _card(run: Run, checkpoint: str, family: str, dtype: str, params: Any) -> Iterator[str]:
   """The lines of README.md."""
   config, tokenizer = run.config, run.tokenizer
-  codes = [config.pivot, *config.languages]
+  codes, trained = [config.pivot, *config.languages], checkpoint != PRETRAINED
   base = config.model.pretrained
   yield "---"
   yield f"library_name: {'peft' if family == ADAPTERS else 'transformers'}"
   yield "pipeline_tag: text-generation"
-  yield "language:"
-  yield from (f"- {code}" for code in codes)
+  if trained:
+    yield "language:"
+    yield from (f"- {code}" for code in codes)
   if base and not pathlib.Path(base).exists():
     yield f"base_model: {base}"
-  yield "tags:\n- pasmr\n- math"
+  if trained:
+    yield "tags:\n- pasmr\n- math"
   yield "---"
-  yield f"\n# {_base_model(config) or 'A small model'}, trained with PASMR\n"
-  yield (
-    "PASMR (arXiv 2601.17671) teaches a model to reason in more languages with its own answers in"
-    " the pivot language, without gold answers and without a reward model."
-  )
-  names = ", ".join(LANGUAGES[code].name for code in config.languages)
-  yield f"\n- Pivot: {LANGUAGES[config.pivot].name}. Languages: {names}."
-  yield f"- Checkpoint: `{checkpoint}`."
+  yield f"\n# {_base_model(config) or 'A small model'}{', trained with PASMR' * trained}\n"
+  if trained:
+    yield (
+      "PASMR (arXiv 2601.17671) teaches a model to reason in more languages with its own answers in"
+      " the pivot language, without gold answers and without a reward model.\n"
+    )
+    names = ", ".join(LANGUAGES[code].name for code in config.languages)
+    yield f"- Pivot: {LANGUAGES[config.pivot].name}. Languages: {names}."
+    yield f"- Checkpoint: `{checkpoint}`."
+  else:
+    delimiters = f"`{tokenizer.open_delimiter}` and `{tokenizer.close_delimiter}`"
+    new = f", with tokens for {delimiters}" * tokenizer.single_token_delimiters
+    yield f"Nothing was trained: the model is as it was{new}.\n"
   yield f"- {parameter_count(params):,} parameters, {dtype}, architecture `{family}`."
   if config.model.revision:
     yield f"- Began with revision `{config.model.revision}` of `{_base_model(config)}`."
+  if trained:
+    yield from _how_it_answers(run)
+  yield "\n## Scores\n"
+  yield from _scores(run.workdir, checkpoint, codes)
+  if trained:
+    yield from _how_it_was_trained(config)
 
+
+def _how_it_answers(run: Run) -> Iterator[str]:
+  config, tokenizer = run.config, run.tokenizer
   yield "\n## How it answers\n"
   yield "It is asked with this text, where `{question}` stands for the question:\n"
   yield f"```\n{config.prompt.question}\n```\n"
@@ -207,38 +268,47 @@ def _card(run: Run, checkpoint: str, family: str, dtype: str, params: Any) -> It
   yield (
     f"A question in a target language is first translated between `{tokenizer.open_delimiter}` and"
     f" `{tokenizer.close_delimiter}`, then answered in its own language; the final answer follows"
-    " `#### `. Decode with `skip_special_tokens=False` to see the delimiters.\n"
+    " `#### `. Decode with `skip_special_tokens=False` to see the delimiters."
   )
 
-  yield "## Scores\n"
-  yield from _scores(run.workdir / "results", codes)
 
+def _how_it_was_trained(config: Config) -> Iterator[str]:
   yield "\n## Training\n"
   yield "All settings are in `training_config.json`. The main ones:\n"
   yield "| key | value |\n|---|---|"
   for key, value in _main_settings(config):
     yield f"| `{key}` | {value} |"
   yield "\n## Data\n"
-  for name, sources in config.data.items():
-    if isinstance(sources, tuple) and sources:
+  for name, sources in _pools(config).items():
+    if sources:
       yield f"- {name}: {', '.join(f'`{one}`' for one in sources)}"
 
 
-def _scores(folder: pathlib.Path, codes: list[str]) -> Iterator[str]:
-  rows = []
-  for file in sorted(folder.glob("*.json")):
+def _scores(workdir: pathlib.Path, checkpoint: str, codes: list[str]) -> Iterator[str]:
+  """What is in `results/`, that of this checkpoint first."""
+  own, others = [], []
+  for file in sorted((workdir / "results").glob("*.json")):
     ways: Mapping[str, Any] = json.loads(file.read_text("utf-8"))
     for way, measures in ways.items():
       found = [measures.get(f"accuracy/{code}") for code in codes]
       if any(value is not None for value in found):
         cells = ["-" if value is None else f"{100 * value:.1f}" for value in found]
+        rows = own if _measures(file.stem, checkpoint, workdir) else others
         rows.append(f"| {file.stem}, {way} | {' | '.join(cells)} |")
-  if not rows:
-    yield "Not evaluated."
-    return
-  yield "Accuracy in %, by language:\n"
-  yield f"| | {' | '.join(codes)} |\n|---|{'---|' * len(codes)}"
-  yield from rows
+  head = f"| | {' | '.join(codes)} |\n|---|{'---|' * len(codes)}"
+  yield "\n".join(["Accuracy in %, by language:\n", head, *own] if own else ["Not evaluated."])
+  if others:
+    yield "\n".join(
+      ["\nOther results of its run, not known to be of this checkpoint:\n", head, *others]
+    )
+
+
+def _measures(results: str, checkpoint: str, workdir: pathlib.Path) -> bool:
+  """Whether results of this name are the checkpoint's: train.py measures the last of a stage."""
+  stage, _, step = checkpoint.rpartition("_")
+  if results == stage:
+    return step == str(max(steps_in(workdir / "checkpoints" / stage), default=""))
+  return f"{results}_".startswith(f"eval_{checkpoint}_")
 
 
 def _main_settings(config: Config) -> Iterator[tuple[str, Any]]:

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import pathlib
+import shutil
 
 import jax
 import jax.numpy as jnp
@@ -38,7 +39,12 @@ def configuration(folder: pathlib.Path):
   config.tokenizer.delimiters = "added"
   config.prompt.style = "chat"
   config.data.root = "/somewhere/of/mine"
-  config.data.triplets = ("synthetic:40",)
+  config.data.triplets = ("synthetic:40", "json:/home/me/mine/train_{language}.jsonl[:5]")
+  config.data.srl = ("huggingface:/home/me/sets,main,train", "huggingface:owner/sets")
+  config.data.test = ("mgsm[:50]", "mgsm:{root}/mgsm_{language}.tsv")
+  config.init_from = "../somewhere/run"
+  config.evaluation.exemplar_file = "/home/me/exemplars.json"
+  config.checkpoint.notice = "/home/me/notice"
   config.log.progress = False
   return config
 
@@ -59,6 +65,7 @@ def exported(folder, tmp_path_factory):
   measures = {"greedy": {"accuracy/en": 0.5, "accuracy/de": 0.25}, "sampled": {"accuracy/de": 0.1}}
   (workdir / "results").mkdir()
   (workdir / "results" / "pam.json").write_text(json.dumps(measures))
+  (workdir / "checkpoints" / "pam" / "10").mkdir(parents=True)
   run = make_run(configuration(folder), workdir, pools=())
   with jax.set_mesh(run.mesh):
     params = run.pretrained_params()
@@ -124,13 +131,90 @@ def test_the_model_card_says_how_it_was_made_and_how_well_it_does(exported):
   assert "| pam, greedy | 50.0 | 25.0 | - |" in card
   assert "| pam, sampled | - | 10.0 | - |" in card
   assert "| `pam.optimizer.learning_rate` | 0.001 |" in card
-  assert "- triplets: `synthetic:40`" in card
+  assert "- triplets: `synthetic:40`, `json:train_{language}.jsonl[:5]`" in card
+  assert "- srl: `huggingface:sets,main,train`, `huggingface:owner/sets`" in card
   assert "Languages: German, Spanish." in card
   assert "base_model" not in card  # a folder is no hub id
   settings = json.loads((out / "training_config.json").read_text())
   assert settings["pam"]["batch_size"] == 32
-  assert "somewhere" not in json.dumps(settings)
+  assert settings["data"]["test"] == ["mgsm[:50]", "mgsm:{root}/mgsm_{language}.tsv"]
+  assert (settings["init_from"], settings["checkpoint"]["notice"]) == ("run", "notice")
   assert settings["model"]["pretrained"] == pathlib.Path(run.config.model.pretrained).name
+
+
+def test_no_folder_of_the_machine_that_trained_is_published(exported, folder):
+  run, _, out = exported
+  texts = {
+    file.name: file.read_text("utf-8") for file in out.glob("*") if file.suffix != ".safetensors"
+  }
+  assert {"training_config.json", "tokenizer_config.json", "chat_template.jinja"} <= set(texts)
+  for name, text in texts.items():
+    for private in ("somewhere", "/home/me", str(folder.parent), str(run.workdir)):
+      assert private not in text, name
+
+
+def test_scores_of_another_checkpoint_are_not_this_ones(exported, tmp_path):
+  run, params, _ = exported
+  (tmp_path / "results").mkdir()
+  names = ("srl", "eval_srl_20", "eval_srl_200", "eval_srl_20_direct", "eval_pretrained")
+  for number, name in enumerate(names):
+    measures = {"greedy": {"accuracy/de": number / 10}}
+    (tmp_path / "results" / f"{name}.json").write_text(json.dumps(measures))
+  for step in (20, 200):
+    (tmp_path / "checkpoints" / "srl" / str(step)).mkdir(parents=True)
+  run = dataclasses.replace(run, workdir=tmp_path)
+  for checkpoint, own in (
+    ("srl_20", {"eval_srl_20", "eval_srl_20_direct"}),
+    ("srl_200", {"srl", "eval_srl_200"}),
+    ("pretrained", {"eval_pretrained"}),
+    ("pam_5", set()),
+  ):
+    card = "\n".join(exporting._card(run, checkpoint, "llama", "float32", params))
+    scores, others = card.split("\nOther results of its run, not known to be of this checkpoint:\n")
+    assert {name for name in names if f"| {name}, greedy" in scores} == own
+    assert {name for name in names if f"| {name}, greedy" in others} == set(names) - own
+    assert ("Not evaluated." in scores) == (not own)
+
+
+def test_the_card_of_what_was_not_trained_credits_nothing_to_training(exported):
+  run, params, _ = exported
+  card = "\n".join(exporting._card(run, "pretrained", "llama", "float32", params))
+  assert "Nothing was trained: the model is as it was, with tokens for `<pivot>` and" in card
+  for word in ("PASMR", "pasmr", "Checkpoint", "## Training", "## Data", "translated"):
+    assert word not in card
+
+
+QWEN = (
+  "{% for m in messages %}<|{{ m.role }}|>{{ m.content }}{% endfor %}"
+  "{% if add_generation_prompt %}<|model|>"
+  "{% if enable_thinking is defined and not enable_thinking %}<think></think>{% endif %}{% endif %}"
+)
+LLAMA = (
+  "{% if strftime_now is defined %}{% set date = strftime_now('%d %b %Y') %}"
+  "{% else %}{% set date = '26 Jul 2024' %}{% endif %}"
+  "Today: {{ date }}{% for m in messages %}<|{{ m.role }}|>{{ m.content }}{% endfor %}"
+  "{% if add_generation_prompt %}<|model|>{% endif %}"
+)
+
+
+@pytest.mark.parametrize(("template", "thinking"), [(QWEN, False), (QWEN, True), (LLAMA, False)])
+def test_the_saved_chat_template_asks_as_it_was_trained(folder, tmp_path, template, thinking):
+  own = shutil.copytree(folder, tmp_path / "own")
+  (own / "chat_template.jinja").write_text(template)
+  for place in ("first", "second"):  # the second is trained on what the first exported
+    config = configuration(own)
+    config.prompt.thinking = thinking
+    run = make_run(config, tmp_path / "run", pools=())
+    with jax.set_mesh(run.mesh):
+      export(run, run.pretrained_params(), "pam_10", tmp_path / place)
+    own = tmp_path / place
+    tokenizer = transformers.AutoTokenizer.from_pretrained(own)
+    chat = [{"role": "user", "content": "Anna has 7 apples."}]
+    asked = tokenizer.apply_chat_template(chat, tokenize=False, add_generation_prompt=True)
+    trained = question_prompt(run.tokenizer, run.config.prompt.question, "Anna has 7 apples.")
+    assert tokenizer.encode(asked, add_special_tokens=False) == trained
+  first, second = (tmp_path / place / "chat_template.jinja" for place in ("first", "second"))
+  assert first.read_text() == second.read_text()
 
 
 def test_an_interrupted_export_leaves_nothing_that_looks_finished(exported, tmp_path, monkeypatch):
