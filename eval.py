@@ -72,8 +72,9 @@ def main(_):
     stage, config.init_from = "pam", ""
     if not config.model.pretrained:
       raise ValueError("--stage=pretrained: model.pretrained is ''; expected weights to evaluate")
-  elif stage == "last":
-    stage = last_stage(workdir)
+  else:  # asked before make_run, which would make a folder that is misspelt
+    last = last_stage(workdir)
+    stage = last if stage == "last" else stage
   config.stages = (stage,)
   if SCORING.value:
     config.evaluation.scoring = SCORING.value
