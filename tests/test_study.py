@@ -419,10 +419,11 @@ def json_study(folder, **pools):
   """A study whose pools, PAM's of solved target questions too, are files of German questions."""
   settings = {"data.root": str(folder), "languages": "('de',)", "stages": "('pam',)"}
   settings |= {"data.columns.answer": "", "data.columns.solution": "solution"}
+  settings["data.columns.pivot_text"] = "pivot"
   settings |= {"pam.mixture.pivot": "0.0", "pam.mixture.target": "0.3"}
   for pool in ("triplets", "target", "srl", "development", "test"):
     texts = pools.get(pool, [f"{pool} Frage {number}" for number in ("eins", "zwei")])
-    rows = [{"question": text, "solution": "#### 1"} for text in texts]
+    rows = [{"question": text, "pivot": f"{text}?", "solution": "#### 1"} for text in texts]
     write_lines(folder, f"{pool}_de.jsonl", rows)
     settings[f"data.{pool}"] = f"('json:{{root}}/{pool}_{{target}}.jsonl',)"
   study = make_study(folder, **settings)

@@ -19,8 +19,8 @@ def tokenizer(tmp_path_factory):
 @pytest.mark.parametrize(
   ("changes", "said"),
   [
-    ({"pivot_text": None}, "it has no pivot_text"),
-    ({"solution": None}, "it has no solution"),
+    ({"pivot_text": None}, "has no pivot_text"),
+    ({"solution": None}, "has no solution"),
     ({"text": " "}, "question_prompt: the question is blank"),
     ({"solution": ""}, "response: the solution is blank"),
     ({"pivot_text": "7 [close]"}, r"response: the translation contains the delimiter '\[close\]'"),
@@ -29,5 +29,5 @@ def tokenizer(tmp_path_factory):
 def test_a_question_that_is_no_example_is_named_with_its_pool(tokenizer, changes, said):
   fields = {"text": "Wie viele?", "pivot_text": "How many?", "solution": "#### 7"} | changes
   pool = [Question("q1", "de", "Wie?", "How?", "#### 5"), Question("q2", "de", **fields)]
-  with pytest.raises(ValueError, match=rf"data.triplets: question 'q2' \(de\): {said}"):
+  with pytest.raises(ValueError, match=rf"data.triplets: question 'q2' \(de\):? ?{said}"):
     examples("triplets", pool, tokenizer, base_config.get_config().prompt)
