@@ -437,7 +437,7 @@ def test_a_way_that_was_finished_is_not_asked_again(make, tmp_path):
     ({"seed": 1}, PARAMS, "seed"),
     ({"data__test": ("synthetic:6",)}, PARAMS, "questions"),
     ({"evaluation__ask": "direct"}, PARAMS, "evaluation.ask"),
-    ({"tokenizer__stop": ("<pivot>",)}, PARAMS, "tokenizer"),
+    ({"tokenizer__pad": "<unk>"}, PARAMS, "tokenizer"),
     ({"rollout__cache_dtype": "bfloat16"}, PARAMS, "rollout.cache_dtype"),
     ({}, {"w": jnp.ones(3).at[1].add(1e-6)}, "parameters"),
   ],
