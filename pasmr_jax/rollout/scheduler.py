@@ -176,7 +176,7 @@ class Scheduler:
     rows = max(map(sum, zip(busy, waiting, strict=True))) + -(-queued // len(self.places))
     (rows,) = processes.global_maxima([rows])  # of the device that has most
     now = len(self.places[0])
-    sizes = _sizes(self.layout.slots // meshes.row_parts(self.mesh))
+    sizes = slot_sizes(self.layout.slots // meshes.row_parts(self.mesh))
     if 0 < rows < now:
       for size in sizes:
         if rows <= size < now:
@@ -349,8 +349,8 @@ class Scheduler:
         self.add(request)
 
 
-def _sizes(slots: int) -> list[int]:
-  """How many slots a device may have: all, and halves of that as long as they divide."""
+def slot_sizes(slots: int) -> list[int]:
+  """How many slots a device may have, most first: all, a half, a quarter, an eighth, if whole."""
   sizes = [slots]
   while sizes[-1] % 2 == 0 and sizes[-1] * _SMALLEST_SHARE > slots:
     sizes.append(sizes[-1] // 2)

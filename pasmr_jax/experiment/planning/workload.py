@@ -10,6 +10,7 @@ import math
 from pasmr_jax import Config
 from pasmr_jax.feedback.rewards import needs_pivot_answers
 from pasmr_jax.rollout.engine import slot_count
+from pasmr_jax.rollout.scheduler import slot_sizes
 from pasmr_jax.stages.packing import row_length
 
 
@@ -67,18 +68,16 @@ def workload(config: Config, parts: int, fill: float) -> Workload:
 def _slots(config: Config, responses: int, solutions: int, parts: int) -> int:
   """The most slots that there come to be, on all devices.
 
-  The policy solves translations beside the responses that are still written. It has an eighth of
-  the slots at least, a half or all of them only where rows can fill them. Another teacher solves
-  afterwards.
+  The policy solves translations beside the responses that are still written, in as many slots as
+  these rows can fill of the scheduler's sizes. Another teacher solves afterwards.
   """
   most = config.rollout.slots
   if config.feedback.teacher != "policy":
     return slot_count(most, max(responses, solutions), parts)
-  each = allowed = slot_count(most, max(responses, most), parts) // parts
+  sizes = slot_sizes(slot_count(most, max(responses, most), parts) // parts)
   first, rows = -(-responses // parts), -(-(responses + solutions) // parts)
-  while each > rows and each % 2 == 0 and each // 2 >= max(first, allowed / 8):
-    each //= 2
-  return each * parts
+  reached = [size for size in sizes if size >= first] or sizes[:1]
+  return parts * next((size for size in reached if size <= rows), reached[-1])
 
 
 def adjust(config: Config, parts: int) -> list[str]:
