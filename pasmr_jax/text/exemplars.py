@@ -165,7 +165,7 @@ def cut(text: str, language: str, stops: Sequence[str], anywhere: bool = False) 
   begin = len(text) - len(text.lstrip())
   places = [place for mark in stops if (place := text.find(mark, begin)) >= 0]
   words = "|".join(re.escape(WORDS[code].question) for code in (language, "en"))
-  before = rf"(?:^|{_ENDED})[ \t>#*_]*" if not anywhere else ""
+  before = "" if anywhere else rf"(?:^|{_ENDED})[ \t>#*_]*"
   if match := re.search(rf"{before}({words})", text):
     places.append(match.start(1))
   end = min(places, default=len(text))
