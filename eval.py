@@ -27,7 +27,7 @@ from pasmr_jax.experiment.evaluation import Evaluator
 from pasmr_jax.experiment.reliability import exits
 from pasmr_jax.experiment.report import write_report
 from pasmr_jax.experiment.scoring import SCORINGS
-from pasmr_jax.experiment.setup import last_stage, make_run
+from pasmr_jax.experiment.setup import make_run, named_stage
 from pasmr_jax.parallel.mesh import initialize_distributed
 
 CONFIG = config_flags.DEFINE_config_file("config", None, "Configuration file.", lock_config=True)
@@ -72,9 +72,8 @@ def main(_):
     stage, config.init_from = "pam", ""
     if not config.model.pretrained:
       raise ValueError("--stage=pretrained: model.pretrained is ''; expected weights to evaluate")
-  else:  # asked before make_run, which would make a folder that is misspelt
-    last = last_stage(workdir)
-    stage = last if stage == "last" else stage
+  else:
+    stage = named_stage(workdir, stage)
   config.stages = (stage,)
   if SCORING.value:
     config.evaluation.scoring = SCORING.value

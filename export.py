@@ -20,7 +20,7 @@ from pasmr_jax import Config
 from pasmr_jax.experiment import validation
 from pasmr_jax.experiment.exporting import PRETRAINED, check_target, export, export_adapters
 from pasmr_jax.experiment.reliability import exits
-from pasmr_jax.experiment.setup import last_stage, make_run, say
+from pasmr_jax.experiment.setup import make_run, named_stage, say
 
 CONFIG = config_flags.DEFINE_config_file("config", None, "Configuration file.", lock_config=True)
 WORKDIR = flags.DEFINE_string("workdir", None, "Work directory of the run.")
@@ -49,9 +49,8 @@ def main(_):
     raise ValueError("--stage=pretrained: model.pretrained is ''; expected weights to export")
   validation.check(config)
   stage = STAGE.value
-  if stage != PRETRAINED:  # asked before make_run, which would make a folder that is misspelt
-    last = last_stage(workdir)
-    stage = last if stage == "last" else stage
+  if stage != PRETRAINED:
+    stage = named_stage(workdir, stage)
   run = make_run(config, workdir, pools=())
   with exits.told(out), jax.set_mesh(run.mesh):
     if stage == PRETRAINED:

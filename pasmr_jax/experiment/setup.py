@@ -314,29 +314,37 @@ class Run:
     limit: int,
     use: str,
     prompt: Callable[[Question], Sequence[int]] | None = None,
-    quiet: bool = False,
   ) -> list[Question]:
     """Questions whose prompt has at most `limit` tokens; the others are counted, never cut.
 
-    `prompt` gives a question's prompt if it is not asked by `prompt.question`. `quiet` leaves out
-    the line that says how many there are.
+    `prompt` gives a question's prompt if it is not asked by `prompt.question`.
 
     Raises:
       ValueError: none is left.
     """
+    self.expect_fitting(questions, limit, use, prompt)
     asked = prompt or self._question_prompt
     kept = [question for question in questions if len(asked(question)) <= limit]
-    if not kept:
+    left_out = len(questions) - len(kept)
+    say(
+      f"{use}: {len(kept)} questions ({_languages(kept)})"
+      + (f"; {left_out} with a prompt of more than {limit} tokens left out" * (left_out > 0))
+    )
+    return kept
+
+  def expect_fitting(
+    self,
+    questions: Sequence[Question],
+    limit: int,
+    use: str,
+    prompt: Callable[[Question], Sequence[int]] | None = None,
+  ) -> None:
+    """Raises ValueError if `fitting` would leave no question; looks no further than the first."""
+    asked = prompt or self._question_prompt
+    if not any(len(asked(question)) <= limit for question in questions):
       raise ValueError(
         f"data.{use}: none of {len(questions)} questions has a prompt of at most {limit} tokens"
       )
-    left_out = len(questions) - len(kept)
-    if not quiet:
-      say(
-        f"{use}: {len(kept)} questions ({_languages(kept)})"
-        + (f"; {left_out} with a prompt of more than {limit} tokens left out" * (left_out > 0))
-      )
-    return kept
 
   def _question_prompt(self, question: Question) -> list[int]:
     return prompts.question_prompt(self.tokenizer, self.config.prompt.question, question.text)
@@ -413,6 +421,18 @@ def last_stage(workdir: pathlib.Path) -> str:
   raise ValueError(f"{workdir}: expected a run with checkpoints/STAGE/STEP, found none")
 
 
+def named_stage(workdir: pathlib.Path, name: str) -> str:
+  """The stage that a command line names, or for 'last' the last one that has a checkpoint.
+
+  To be asked before `make_run`, which would make a folder that is misspelt.
+
+  Raises:
+    ValueError: the folder has no checkpoint of any stage.
+  """
+  last = last_stage(workdir)
+  return last if name == "last" else name
+
+
 def make_run(config: Config, workdir: pathlib.Path, pools: Sequence[str] | None = None) -> Run:
   """Builds what lasts and reads all questions, so that bad input shows at once; no weights yet.
 
@@ -443,7 +463,7 @@ def make_run(config: Config, workdir: pathlib.Path, pools: Sequence[str] | None 
     pools=questions,
   )
   if "srl" in run.pools:  # now, not when PAM has ended
-    run.fitting(run.pools["srl"], config.srl.max_prompt_length, "srl", quiet=True)
+    run.expect_fitting(run.pools["srl"], config.srl.max_prompt_length, "srl")
   return run
 
 
