@@ -25,7 +25,7 @@ from pasmr_jax.experiment.reliability.lock import only_one
 from pasmr_jax.experiment.reliability.stopping import Stopped, Stopping
 from pasmr_jax.experiment.reliability.watchdog import Watchdog
 from pasmr_jax.experiment.report import write_report
-from pasmr_jax.experiment.setup import Run, make_run, say
+from pasmr_jax.experiment.setup import Run, keep_compiled, make_run, say
 from pasmr_jax.learning.update import TrainState
 from pasmr_jax.parallel.mesh import initialize_distributed
 
@@ -131,6 +131,7 @@ def main(_):
     for name in config.stages:
       for warning in recovery.recover(workdir / "checkpoints" / name):
         say(warning)
+    keep_compiled(config, workdir)
     run = make_run(config, workdir)
     now = identity.make_identity(config, run.pools, run.tokenizer, weights.weights_checksum(config))
     for change in identity.check_changes(workdir, now, FORCE.value):

@@ -81,6 +81,8 @@ def train(workdir: pathlib.Path, seeds: int, arms: list[str], jobs: int, leg: ru
 
   When one fails the others are stopped, and go on at the next start.
   """
+  compiled = workdir.absolute() / "compiled"  # one program serves all runs that have it
+  variables = {"JAX_COMPILATION_CACHE_DIR": str(compiled), **os.environ, "JAX_PLATFORMS": "cpu"}
   cores: queue.Queue[int] = queue.Queue()
   for core in range(jobs):
     cores.put(core)
@@ -88,7 +90,7 @@ def train(workdir: pathlib.Path, seeds: int, arms: list[str], jobs: int, leg: ru
   def start(seed: int, name: str) -> None:
     core = cores.get()
     try:
-      runs.run(program(workdir, seed, name), leg, os.environ | {"JAX_PLATFORMS": "cpu"}, core)
+      runs.run(program(workdir, seed, name), leg, variables, core)
     finally:
       cores.put(core)
 

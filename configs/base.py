@@ -264,6 +264,8 @@ def checkpoint() -> ConfigDict:
   config.every = 50  # steps; an evaluation that is the best so far is saved too
   config.keep = 2  # newest ones kept, besides the best and each stage's last
   config.metric = "development/target_accuracy"  # which is best; higher is better
+  config.compiled = True  # also keep compiled programs, in WORKDIR/compiled: a restart does not
+  #                         compile again; JAX_COMPILATION_CACHE_DIR names another folder
   config.notice = ""  # a file that appears, or a URL that answers TRUE, when the machine will go:
   #                     the run then stops as by a signal; docs/operations.md has Google Cloud's
   return config

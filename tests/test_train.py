@@ -33,6 +33,7 @@ def test_a_run_leaves_metrics_rollouts_results_and_a_table(uninterrupted):
     result = json.loads((workdir / "results" / f"{stage}.json").read_text())
     assert set(result) == {"greedy"}
     assert len(read_lines(workdir / "results" / f"{stage}_greedy.jsonl")) == 12
+  assert not (workdir / "compiled").exists()  # the environment names another folder
   assert "test accuracy, greedy" in finished.stdout
   for said in ("model", "devices", "2 fsdp x 1 tensor", "8 questions x 4 = 32 responses"):
     assert said in finished.stderr
@@ -117,3 +118,22 @@ def test_checkpoint_of_another_model_is_refused(environment, uninterrupted):
   stopped = run(command(whole, "eval.py", **changes), environment)
   assert stopped.returncode != 0
   assert "mlp_dim is 32, expected 64" in stopped.stderr
+
+
+@pytest.mark.slow
+def test_a_restart_takes_compiled_programs_from_the_work_directory(environment, tmp_path):
+  elsewhere = "JAX_COMPILATION_CACHE_DIR"
+  here = {name: value for name, value in environment.items() if name != elsewhere}
+
+  def programs() -> dict[str, int]:
+    """Those that a short run leaves in its work directory, and when they were written."""
+    for made in ("checkpoints", "results"):  # so that all is computed once more
+      shutil.rmtree(tmp_path / made, ignore_errors=True)
+    finished = run(command(tmp_path, stages="('base',)", base__steps=2), here)
+    assert finished.returncode == 0, finished.stderr[-3000:]
+    return {path.name: path.stat().st_mtime_ns for path in tmp_path.glob("compiled/*-cache")}
+
+  first = programs()
+  names = {name.split("-")[0] for name in first}
+  assert {"jit_update_supervised", "jit_prefill", "jit_decode"} <= names
+  assert programs() == first

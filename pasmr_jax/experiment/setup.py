@@ -12,6 +12,7 @@ as 'checkpoint:FOLDER', 'pretrained:NAME' or 'seed:NUMBER', and they are read fr
 import contextlib
 import dataclasses
 import math
+import os
 import pathlib
 import sys
 from collections import Counter
@@ -431,6 +432,15 @@ def named_stage(workdir: pathlib.Path, name: str) -> str:
   """
   last = last_stage(workdir)
   return last if name == "last" else name
+
+
+def keep_compiled(config: Config, workdir: pathlib.Path) -> None:
+  """From now on JAX keeps compiled programs in the work directory, and takes them from there.
+
+  Call it before anything is compiled. If JAX_COMPILATION_CACHE_DIR names a folder, that is used.
+  """
+  if config.checkpoint.compiled and "JAX_COMPILATION_CACHE_DIR" not in os.environ:
+    jax.config.update("jax_compilation_cache_dir", str(workdir / "compiled"))
 
 
 def make_run(config: Config, workdir: pathlib.Path, pools: Sequence[str] | None = None) -> Run:

@@ -58,6 +58,7 @@ def test_nothing_changed(workdir):
     {"log__every": 5},
     {"checkpoint__every": 7},
     {"evaluation__every": 3},
+    {"checkpoint__compiled": False},
     {"guard__collapse_action": "stop"},
     {"mesh__tensor": 2},
     {"mesh__fsdp": 4},

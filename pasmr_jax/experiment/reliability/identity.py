@@ -27,7 +27,7 @@ LAYOUT = 1  # of checkpoints; grows when older code could not read newer ones ri
 # Sections and keys that may differ between a checkpoint and the run that goes on from it.
 _FREE = (
   "log.",
-  *("checkpoint.every", "checkpoint.keep", "checkpoint.notice"),
+  *("checkpoint.every", "checkpoint.keep", "checkpoint.compiled", "checkpoint.notice"),
   "evaluation.",
   "guard.",
   "mesh.",
