@@ -374,7 +374,7 @@ def make_learner(config: Config, stage: str, model: TransformerConfig, valid_voc
 def make_engine(
   config: Config, model: TransformerConfig, mesh: jax.sharding.Mesh, valid_vocab: int, slots: int
 ) -> Engine:
-  """What samples, `slots` rows at a time (0: all)."""
+  """What samples, `slots` rows at a time (0: as many as there are samples at first)."""
   rollout = config.rollout
   return Engine(
     config=model,

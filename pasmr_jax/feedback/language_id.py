@@ -12,9 +12,9 @@ The world is closed: a Portuguese text is called Spanish if Spanish is the only 
 that is written in Latin letters.
 """
 
-import bisect
 import functools
 import re
+import unicodedata
 from collections import Counter
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
@@ -46,51 +46,14 @@ LEAD_TIMES_LETTERS = 4.0
 # letters.
 MIN_LETTERS_WITHOUT_NAMES = 10
 
-# (first, last code point, script) of the scripts written by `languages.LANGUAGES`.
-_SCRIPT_RANGES = (
-  (0x0041, 0x005A, "Latin"),
-  (0x0061, 0x007A, "Latin"),
-  (0x00AA, 0x00AA, "Latin"),
-  (0x00BA, 0x00BA, "Latin"),
-  (0x00C0, 0x00D6, "Latin"),
-  (0x00D8, 0x00F6, "Latin"),
-  (0x00F8, 0x02AF, "Latin"),
-  (0x0370, 0x03FF, "Greek"),
-  (0x0400, 0x052F, "Cyrillic"),
-  (0x0590, 0x05FF, "Hebrew"),
-  (0x0620, 0x064A, "Arabic"),
-  (0x066E, 0x06D3, "Arabic"),
-  (0x06EE, 0x06EF, "Arabic"),
-  (0x06FA, 0x06FF, "Arabic"),
-  (0x0750, 0x077F, "Arabic"),
-  (0x0900, 0x0963, "Devanagari"),
-  (0x0971, 0x097F, "Devanagari"),
-  (0x0980, 0x09E3, "Bengali"),
-  (0x0B80, 0x0BE5, "Tamil"),
-  (0x0C00, 0x0C65, "Telugu"),
-  (0x0E01, 0x0E3A, "Thai"),
-  (0x0E40, 0x0E4E, "Thai"),
-  (0x1100, 0x11FF, "Hangul"),
-  (0x1200, 0x135F, "Ethiopic"),
-  (0x1380, 0x139F, "Ethiopic"),
-  (0x1E00, 0x1EFF, "Latin"),
-  (0x2D80, 0x2DDF, "Ethiopic"),
-  (0x3005, 0x3005, "Han"),
-  (0x3041, 0x309F, "Hiragana"),
-  (0x30A1, 0x30FA, "Katakana"),
-  (0x30FC, 0x30FF, "Katakana"),
-  (0x3400, 0x4DBF, "Han"),
-  (0x4E00, 0x9FFF, "Han"),
-  (0xAC00, 0xD7A3, "Hangul"),
-  (0xF900, 0xFAFF, "Han"),
-  (0xFB50, 0xFDFF, "Arabic"),
-  (0xFE70, 0xFEFC, "Arabic"),
-  (0xFF66, 0xFF9F, "Katakana"),
-  (0x20000, 0x3134F, "Han"),
+# A letter's Unicode name begins with its script ("BENGALI LETTER KA"), but for its width and some
+# words; and some letters are symbols.
+_WIDTHS = re.compile("(?:HALFWIDTH|FULLWIDTH|COMBINING) ")
+_SCRIPT_OF_WORD = {"CJK": "Han", "IDEOGRAPHIC": "Han", "KATAKANA-HIRAGANA": "Katakana"}
+_SYMBOLS = ("MODIFIER", "SUPERSCRIPT")
+_WRITTEN = frozenset(
+  script for table in language_tables.LANGUAGES.values() for script in table.scripts
 )
-_RANGE_STARTS = tuple(start for start, _, _ in _SCRIPT_RANGES)
-# Letters in between, from Armenian to Mongolian, are of scripts that none of the languages has.
-_UNLISTED = (0x0530, 0x18AF)
 # One such character says about as much as this many letters of an alphabet.
 _SCRIPT_WEIGHTS = {"Han": 3, "Hiragana": 2, "Katakana": 2, "Hangul": 2}
 
@@ -110,16 +73,17 @@ _NOT_LANGUAGE = re.compile(
 
 @functools.lru_cache(maxsize=1 << 14)
 def _script(character: str) -> str | None:
-  """Script of one letter, "unlisted" if no language has it; None for what is no such letter."""
-  code_point = ord(character)
-  index = bisect.bisect_right(_RANGE_STARTS, code_point) - 1
-  if index < 0:
+  """Script of one letter, or of a mark on letters; None for all else, symbols included."""
+  if not character.isalpha() and unicodedata.category(character)[0] != "M":
     return None
-  _, last, script = _SCRIPT_RANGES[index]
-  if code_point <= last:
+  name = _WIDTHS.sub("", unicodedata.name(character, ""), count=1)
+  word = name.partition(" ")[0]
+  script = _SCRIPT_OF_WORD.get(word, word.capitalize())
+  if script in _WRITTEN:
     return script
-  first, last = _UNLISTED
-  return "unlisted" if first <= code_point <= last and character.isalpha() else None
+  # Of other scripts only what is a letter by its name: "DOUBLE-STRUCK CAPITAL R" is none.
+  is_letter = " LETTER " in name or " SYLLAB" in name
+  return script if is_letter and word not in _SYMBOLS else None
 
 
 def _sample(text: str) -> str:
@@ -133,7 +97,8 @@ def _sample(text: str) -> str:
 
 def clean(text: str) -> str:
   """Takes out of `text` what belongs to no language: mark-up, LaTeX, digits and symbols."""
-  text = _NOT_LANGUAGE.sub(" ", text)
+  # An accent may be a character of its own, which is no letter.
+  text = _NOT_LANGUAGE.sub(" ", unicodedata.normalize("NFC", text))
   kept = (c if c.isalpha() or _script(c) else "'" if c in "'’" else " " for c in text)
   return " ".join("".join(kept).split())
 

@@ -126,7 +126,6 @@ class Scheduler:
 
   def run(self) -> None:
     """Serves what was added, and what the watch adds meanwhile."""
-    self._share()
     while True:
       self._resize()
       while self._prefill():
@@ -151,10 +150,10 @@ class Scheduler:
     truncated = np.array([not row.stopped for row in rows], bool)
     return Rollouts(tokens, logprobs, lengths, truncated)
 
-  def _share(self) -> None:
-    """Splits samples of a prompt among devices that would have none; each computes the prompt."""
+  def _shared(self) -> collections.deque[_Waiting]:
+    """The queue, where devices would have none with samples split; each computes the prompt."""
     share = -(-sum(one.left for one in self.queue) // len(self.places))
-    self.queue = collections.deque(
+    return collections.deque(
       _Waiting(one.request, begin, min(begin + share, one.end))
       for one in self.queue
       for begin in range(one.sample, one.end, share)
@@ -205,19 +204,18 @@ class Scheduler:
     """
     each = self.layout.prefill_prompts // meshes.row_parts(self.mesh)
     taken: list[list[_Waiting]] = [[] for _ in self.places]
-    wanting = self._wanting()
-    queue = list(self.queue)
-    for place in range(each):
+    wanting, queue = self._wanting(), self._shared()
+    for _ in range(each):
       for device in np.argsort([-want for want in wanting], kind="stable"):
-        if queue and len(taken[device]) == place:
-          taken[device].append(queue[0])
-          wanting[device] -= queue.pop(0).left
+        if queue:
+          taken[device].append(queue.popleft())
+          wanting[device] -= taken[device][-1].left
     asked = [[self.requests[waiting.request] for waiting in one] for one in taken]
     longest = max((len(request.prompt) for one in asked for request in one), default=0)
     wants, longest = processes.global_maxima([self._wants_prompts(), longest])
     if not wants:
       return False
-    self.queue = collections.deque(queue)
+    self.queue = queue
     bucket = self.layout.prompt_bucket
     filled = [one + [NOTHING] * (each - len(one)) for one in asked]
     prompts = self._compute([request for one in filled for request in one], longest, bucket)

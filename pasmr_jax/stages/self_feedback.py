@@ -167,7 +167,7 @@ class SelfFeedbackStage:
     wanted = Translations(self, questions, pivot_key)
     groups, usage = self._sample(policy, questions, response_key, wanted)
     clock.lap("rollout")
-    if wanted.waiting:  # for another teacher
+    if processes.global_max(len(wanted.waiting)):  # for another teacher, and all take part
       served = self._serve(self._teacher(state), wanted.waiting)
       wanted.rollouts, usage = served.rollouts, usage + served.usage
     solved = wanted.solutions(groups)

@@ -2,6 +2,7 @@
 
 import json
 import time
+import unicodedata
 from pathlib import Path
 
 import pytest
@@ -116,12 +117,25 @@ def test_han_without_kana():
     "અન્ના પાસે સાત સફરજન છે",  # Gujarati and Georgian: no language of ours writes them
     "ანას აქვს შვიდი ვაშლი",
     "Աննան ունի յոթ խնձոր",
+    "Η Άννα έχει εφτά μήλα",
+    "ꦲꦤꦢꦮꦺꦏꦥꦶꦠꦸꦲꦥꦼꦭ꧀",  # Javanese
+    "ꆈꌠꉙꆈꌠꁱꂷꆈꌠ",  # Yi
   ],
 )
 def test_a_script_of_no_language_in_play_is_another_language(text: str):
   assert identify([text], ("de", "en", "bn")) == [OTHER]
   assert identify([text[:5]], ("de", "en", "bn")) == [UNKNOWN]  # too little
   assert identify([f"{SENTENCES['de']} {text[:9]}"], ("de", "en", "bn")) == ["de"]
+
+
+def test_symbols_that_are_letters_are_of_no_script():
+  assert identify(["𝐓𝐡𝐞 𝐚𝐧𝐬𝐰𝐞𝐫 𝐢𝐬 ℝ ʰʲʷ ℵ"], ("de", "en")) == [UNKNOWN]
+
+
+def test_accents_that_stand_apart_are_of_their_letters():
+  text = unicodedata.normalize("NFD", "Für fünf Äpfel müssen wir zwölf Körbe öffnen")
+  assert clean(text) == "Für fünf Äpfel müssen wir zwölf Körbe öffnen"
+  assert identify([text], ("de", "es", "sw")) == ["de"]
 
 
 def test_a_mixture_without_a_majority_is_unknown():

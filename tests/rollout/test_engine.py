@@ -347,6 +347,23 @@ def test_a_prompt_of_many_samples_is_sampled_on_all_devices(engine, params):
     assert served.rollouts[0].tokens[sample, : len(tokens)].tolist() == tokens
 
 
+@pytest.mark.parametrize("samples", [4, 32])
+def test_samples_that_a_watch_asks_for_are_shared_too(engine, params, samples):
+  never = make_sampling(1.0, (63,))  # beyond the valid vocabulary
+  asked = [_request(PROMPTS[1], "b", samples=samples, sampling=never)]
+  first = [
+    _request(PROMPTS[0], name, samples=8, sampling=never, max_new_tokens=8, watched=name == "a")
+    for name in "acde"
+  ]
+
+  def watch(request, sample, tokens, ended):
+    return asked if ended and sample == 0 else []
+
+  served = _serve(dataclasses.replace(engine, slots=32, refill_steps=4), params, first, watch)
+  # All slots for the first, and then as many as there are samples, at once.
+  assert served.usage.slot_steps == served.usage.tokens == 32 * 8 + samples * 24
+
+
 def test_processes_speak_three_times_a_call_of_the_decoder(engine, params, monkeypatch):
   """And once more for each batch of prompts, and for the rows before and the tokens after all."""
   calls = collections.Counter()
