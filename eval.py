@@ -86,7 +86,9 @@ def main(_):
       params, step = run.checkpoint_params(stage, STEP.value)
       checkpoint = f"{stage}_{step}"
     name = NAME.value or results_name(checkpoint, config)
-    Evaluator(run, progress=config.log.progress).write(params, name, NAME.value is not None)
+    Evaluator(run, progress=config.log.progress).write(
+      params, name, overwrite=NAME.value is not None
+    )
     write_report([workdir], workdir / "report.html")
   summary.print_measures(workdir, config, name)
 

@@ -85,8 +85,11 @@ def show_smallest(planning: Planning) -> tuple[Any, bool]:
 
 def main(_):
   config: Config = CONFIG.value
-  if OUT.value:
-    pathlib.Path(OUT.value).parent.mkdir(parents=True, exist_ok=True)  # before hours of compiling
+  if OUT.value:  # before hours of compiling
+    pathlib.Path(OUT.value).parent.mkdir(parents=True, exist_ok=True)
+    if pathlib.Path(OUT.value).is_dir():
+      print(f"plan.py: --out={OUT.value} is a folder; expected a file", file=sys.stderr)
+      sys.exit(1)
   cache = pathlib.Path(CACHE.value).expanduser()
   planning = Planning(
     config, cache, FILL.value, QUICK.value, NUM_SLICES.value, tuple(PROGRAMS.value)

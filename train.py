@@ -82,10 +82,14 @@ def train_stage(
     best = measured is not None and progress.evaluations_since == 0
     progress.finish(done, stage.steps, config[name].patience)
     action = guard.alarms(done, values)
-    returned = return_to_best(run, checkpoints, state) if action == "return" else None
-    if returned is not None:
-      state, measured = returned
-      progress.finished, progress.ending = True, "collapse"
+    if action == "return":
+      # The best that there is may be this one, which is not saved yet.
+      returned = (state, measured) if best else return_to_best(run, checkpoints, state)
+      if returned is None:
+        action = "stop"
+      else:
+        state, measured = returned
+        progress.finished, progress.ending = True, "collapse"
     asked = stopping.check()
     if progress.finished or asked or action or best or done % config.checkpoint.every == 0:
       start = time.perf_counter()
@@ -93,10 +97,10 @@ def train_stage(
       metrics.sync()
       checkpoints.save(state, stage.data_state(), progress, run.model, measured)
       saving = {"time/checkpoint": time.perf_counter() - start}
+    if action == "stop":  # also when asked to stop: it is told once, and nobody should start again
+      raise GuardError(f"{name} step {done}: self-feedback collapses; docs/operations.md: collapse")
     if asked:
       raise Stopped
-    if action and returned is None:
-      raise GuardError(f"{name} step {done}: self-feedback collapses; docs/operations.md: collapse")
     if progress.finished:
       break
 
@@ -121,7 +125,7 @@ def main(_):
   config: Config = CONFIG.value
   workdir = pathlib.Path(str(WORKDIR.value)).absolute()
   initialize_distributed()
-  validation.check(config, jax.device_count() // max(config.mesh.tensor, 1))
+  validation.check(config, max(1, jax.device_count() // max(config.mesh.tensor, 1)))
   with (
     exits.told(workdir),
     only_one(workdir),

@@ -125,12 +125,19 @@ def collect(workdir: pathlib.Path, seeds: int) -> dict[str, dict[str, dict[int, 
   return results
 
 
+def _count(text: str) -> int:
+  number = int(text)
+  if number < 1:
+    raise argparse.ArgumentTypeError(f"{text}; expected 1 or more")
+  return number
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
   parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
   parser.add_argument("--workdir", type=pathlib.Path, required=True)
-  parser.add_argument("--seeds", type=int, default=3)
-  parser.add_argument("--jobs", type=int, default=2, help="runs at a time, one core each")
-  parser.add_argument("--arms", default="pivot,random,continued_pam,gold,target_majority")
+  parser.add_argument("--seeds", type=_count, default=3)
+  parser.add_argument("--jobs", type=_count, default=2, help="runs at a time, one core each")
+  parser.add_argument("--arms", default=",".join(ARMS))
   parser.add_argument("--report", action="store_true", help="only the table of what is finished")
   options = parser.parse_args(arguments)
   workdir, chosen = options.workdir, options.arms.split(",")
@@ -150,6 +157,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
       print(f"effect: {error}", file=sys.stderr)
       return 1
   results = collect(workdir, options.seeds)
+  if not results:
+    print(f"effect: {workdir} has no finished run", file=sys.stderr)
+    return 1
   command = ["python", "benchmarks/effect.py", *(arguments or sys.argv[1:])]
   summary = {
     "command": shlex.join(command),

@@ -39,6 +39,15 @@ def test_without_the_pivot_there_are_no_differences(tmp_path, capsys):
   assert "| pam | 30.0 ± nan | 30.0 ± nan | 90.0 ± nan |  |  | 1 |" in capsys.readouterr().out
 
 
+def test_a_report_of_nothing_says_so(tmp_path, capsys):
+  assert effect.main([f"--workdir={tmp_path / 'none'}", "--report"]) == 1
+  assert "has no finished run" in capsys.readouterr().err
+  for flag in ("--seeds", "--jobs"):
+    with pytest.raises(SystemExit):
+      effect.main([f"--workdir={tmp_path}", f"{flag}=0"])
+    assert f"argument {flag}: 0; expected 1 or more" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("wrong", ["gild", "continued_pam_tokens"])
 def test_an_arm_that_is_none_is_told_before_anything_runs(tmp_path, capsys, monkeypatch, wrong):
   monkeypatch.setattr(arms, "run", lambda *_: pytest.fail("nothing should run"))

@@ -241,7 +241,9 @@ def test_a_finished_program_is_the_same_however_its_settings_are_typed(tmp_path)
   made = finished_program(tmp_path, **{rate: "1e-2", data: "('synthetic:8',)", "data.root": "/a"})
   for settings in ({}, {rate: 0.01}, {"pam.steps": "160"}, {data: '("synthetic:8",)'},
                    {"log.progress": "False"}, {"checkpoint.every": 5}, {"data.root": "/b"},
-                   {"evaluation.development_questions": 9}):  # fmt: skip
+                   {"evaluation.development_questions": 9}, {"mesh.fsdp": 1},
+                   {"rollout.slots": 4}, {"srl.microbatches": 2}, {"model.remat": "full"},
+                   {"evaluation.batch_size": 3}):  # fmt: skip
     assert dataclasses.replace(made, settings=settings).finished(), settings
   for settings in ({rate: 0.02}, {"seed": 1}, {"model.pretrained": "/models/other.gguf"}):
     with pytest.raises(ValueError, match="holds a finished"):
@@ -253,6 +255,18 @@ def test_a_finished_program_remembers_its_model_by_name(tmp_path):
   assert dataclasses.replace(made, settings={"model.pretrained": "/there/model.gguf"}).finished()
   with pytest.raises(ValueError, match=r"= 'model\.gguf', expected 'other\.gguf'"):
     dataclasses.replace(made, settings={"model.pretrained": "/here/other.gguf"}).finished()
+  made = finished_program(tmp_path, **{"model.pretrained": "owner/model"})
+  with pytest.raises(ValueError, match="= 'owner/model', expected 'other/model'"):
+    dataclasses.replace(made, settings={"model.pretrained": "other/model"}).finished()
+
+
+def test_a_program_may_be_known_by_more_than_its_tests_depend_on(tmp_path):
+  key = "evaluation.development_questions"
+  made = dataclasses.replace(finished_program(tmp_path), also=(key,))
+  made.ended(0, 1.0, 1.0)
+  assert made.finished()
+  with pytest.raises(ValueError, match=r"evaluation\.development_questions = \d+, expected 9"):
+    dataclasses.replace(made, settings={key: 9}).finished()
 
 
 def test_an_edited_configuration_is_another(tmp_path, monkeypatch):
@@ -273,6 +287,9 @@ def test_legs_of_older_code_hold_what_was_typed(tmp_path):
   assert made.finished()
   with pytest.raises(ValueError, match=r"pam\.steps = '160', expected 150"):
     dataclasses.replace(made, settings={"pam.steps": "150"}).finished()
+  # And not what was left as it is by default.
+  with pytest.raises(ValueError, match=r"srl\.credit = 'split', expected 'all'"):
+    dataclasses.replace(made, settings={"srl.credit": "all"}).finished()
 
 
 def test_a_line_that_a_crash_cut_off_does_not_matter(tmp_path):

@@ -29,7 +29,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from pasmr_jax import Config
-from pasmr_jax.experiment.reliability.identity import flatten
+from pasmr_jax.experiment.reliability import identity
 from pasmr_jax.experiment.reliability.storage import write_whole
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
@@ -42,8 +42,12 @@ ARMS = (*SOURCES, *CONTINUED)
 EXIT_STOPPED = 75  # of train.py, when it was asked to stop; the same command goes on
 # Where things lie; a finished program stays finished when they move.
 _PLACES = ("init_from", "data.root", "evaluation.exemplar_file")
-# How a run is watched and kept; its tests do not depend on it.
-_FREE = ("log.", "checkpoint.", "guard.", "evaluation.development_", "evaluation.label_")
+# How a run is laid out, watched and kept: its tests do not depend on it, or in the last bits alone.
+_FREE = (
+  *(key for key in identity.FREE if key not in ("evaluation.", "tokenizer.path")),
+  *("checkpoint.", "evaluation.development_", "evaluation.label_", "evaluation.batch_size"),
+)
+_FREE_OF_A_STAGE = (".microbatches", ".row_bucket")
 _LOOK = 0.2  # seconds between looks at a running program
 
 
@@ -92,6 +96,7 @@ class Program:
   name: str = "train"  # of its log and its legs
   script: str = "train.py"
   flags: tuple[str, ...] = ()
+  also: tuple[str, ...] = ()  # keys that it is known by besides those that its tests depend on
 
   def command(self) -> list[str]:
     return [
@@ -132,8 +137,10 @@ class Program:
     if not done:
       return False
     before, now = done[-1]["settings"], self._kept()
-    # A key that only one of them has is older or newer than the other's code.
-    for key in sorted(before.keys() & now.keys()):
+    # A key that is not written down is newer than that leg's code, or had its default.
+    unset = dataclasses.replace(self, settings={})._kept()
+    before = unset | {"model.pretrained": now["model.pretrained"]} | before
+    for key in sorted(now):
       if not _alike(before[key], now[key]):
         raise ValueError(
           f"{self.folder} holds a finished {self.script} with {key} = {before[key]!r}, expected"
@@ -169,11 +176,11 @@ class Program:
 
   def _kept(self) -> dict[str, Any]:
     """What its results depend on: its whole configuration, however that was typed."""
-    flat = flatten(configuration(self.config, self.settings))
-    kept = {
-      key: value for key, value in flat.items() if key not in _PLACES and not key.startswith(_FREE)
-    }
-    kept["model.pretrained"] = pathlib.PurePath(kept["model.pretrained"]).name
+    flat = identity.flatten(configuration(self.config, self.settings))
+    free = {key for key in flat if key.startswith(_FREE) or key.endswith(_FREE_OF_A_STAGE)}
+    free = free.union(_PLACES).difference(self.also)
+    kept = {key: value for key, value in flat.items() if key not in free}
+    kept["model.pretrained"] = identity.published(kept["model.pretrained"])
     return kept | {"config": self.config, "flags": " ".join(self.flags)}
 
 

@@ -91,7 +91,8 @@ def search(
       settings = {**fixed, **quiet, **taken, "seed": 0, "data.seed": 0, **point}
       if stage == "srl":
         settings |= arms.after_pam("pivot", pam, config.srl.steps, config)
-      program = arms.Program(folder=folder, config=study.config, settings=settings)
+      asked = ("evaluation.development_questions",)  # what is compared
+      program = arms.Program(folder=folder, config=study.config, settings=settings, also=asked)
       arms.run(program, leg, environment)
       last = [line for line in metric_lines(folder, stage) if METRIC in line][-1]
       tried.append({"settings": point, "accuracy": last[METRIC], "step": last["step"]})

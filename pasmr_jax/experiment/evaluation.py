@@ -87,6 +87,9 @@ def judge_accuracy(
   }
 
 
+_WAYS = ("greedy", "sampled")  # of answering a test
+
+
 class Evaluator:
   """Evaluates a run's policies on its development and test pools."""
 
@@ -144,13 +147,21 @@ class Evaluator:
     if not count or "srl" not in config.stages or "development" not in self._questions:
       return []
     targets = [q for q in self._questions["development"] if q.language != config.pivot]
+    if not targets:
+      return []
     targets = self.run.fitting(targets, config.srl.max_prompt_length, "development")
     by_language: dict[str, list[Question]] = collections.defaultdict(list)
     for question in targets:
       by_language[question.language].append(question)
     # One of each language after the other, so that all are asked.
     rounds = itertools.zip_longest(*by_language.values())
-    return [question for one in rounds for question in one if question is not None][:count]
+    judged = [question for one in rounds for question in one if question is not None][:count]
+    if len(judged) == 1 and config.feedback.source == "shuffled":
+      raise ValueError(
+        "evaluation.label_questions: one development question has its labels checked, which are"
+        " another's with feedback.source=shuffled; expected two or more, or 0"
+      )
+    return judged
 
   def _check_metric(self) -> None:
     config, lacking = self.run.config, ""
@@ -205,26 +216,38 @@ class Evaluator:
     return self.run.workdir / "results" / f"{name}.settings"
 
   def _remove_results(self, name: str) -> None:
+    """All but the items of ways that are asked for, which are written before."""
+    asked = {way for way, _, _ in self._ways()}
     if processes.process_index() == 0:
       self._results(name).unlink(missing_ok=True)
       self._settings(name).unlink(missing_ok=True)
+      for way in _WAYS:
+        if way not in asked:
+          self._items(name, way).unlink(missing_ok=True)
 
   def _differing(self, name: str, made_of: Mapping[str, Any]) -> str:
     """What the results of that name were made of otherwise; '' also if that is not known."""
     if not self._settings(name).exists():
       return ""
-    before = json.loads(self._settings(name).read_text("utf-8"))
+    try:
+      before = json.loads(self._settings(name).read_text("utf-8"))
+    except ValueError as error:
+      raise ValueError(f"{self._settings(name)}: {error}; remove it to ask again") from error
     now = json.loads(json.dumps(made_of))  # as it comes back from the file
     return ", ".join(sorted(key for key in before.keys() & now.keys() if before[key] != now[key]))
+
+  def _items(self, name: str, way: str) -> pathlib.Path:
+    return self.run.workdir / "results" / f"{name}_{way}.jsonl"
 
   def _partial(self, name: str, way: str) -> pathlib.Path:
     return self.run.workdir / "results" / f"{name}_{way}.partial.jsonl"
 
   def _remove_partials(self, name: str) -> None:
-    for way in ("greedy", "sampled"):  # also one that is not asked for any more
-      PartialItems(self._partial(name, way), {}).remove()
+    if processes.process_index() == 0:
+      for way in _WAYS:  # also one that is not asked for any more
+        self._partial(name, way).unlink(missing_ok=True)
 
-  def write(self, params: Any, name: str, overwrite: bool = True) -> None:
+  def write(self, params: Any, name: str, *, overwrite: bool = True) -> None:
     """Evaluates parameters on the test pool, going on where an interrupted evaluation stopped.
 
     Writes every answered question to `results/NAME_greedy.jsonl` (and `_sampled`), and then what
@@ -238,7 +261,6 @@ class Evaluator:
     Raises:
       ValueError: there are such results, and they are not to be overwritten.
     """
-    results = self.run.workdir / "results"
     config, questions = self.run.config, self._questions["test"]
     params = self.engine.lay_out(params)
     checksum = f"{int(_checksum(params)):08x}"
@@ -252,7 +274,7 @@ class Evaluator:
       settings = fingerprint | {"temperature": temperature, "samples": samples}
       partial = PartialItems(self._partial(name, way), settings)
       items = self._answer(params, questions, temperature, samples, partial, f"{name}, {way}")
-      write_whole(results / f"{name}_{way}.jsonl", "\n".join(map(to_line, items)) + "\n")
+      write_whole(self._items(name, way), "\n".join(map(to_line, items)) + "\n")
       measures[way] = measure(items, references, config.pivot, config.evaluation.scoring)
     self._remove_results(name)  # never are they beside settings of others
     write_whole(self._settings(name), json.dumps(made_of, indent=2) + "\n")
@@ -313,6 +335,7 @@ class Evaluator:
       "sampling": self._ways(),
       "evaluation.scoring": self.run.config.evaluation.scoring,
       "languages": tuple(self.run.config.languages),
+      "gold answers": stable_id("\0".join(str(q.answer) for q in self._questions["test"])),
     }
 
   def _answer(

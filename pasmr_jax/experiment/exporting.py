@@ -14,6 +14,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from pasmr_jax import Config
+from pasmr_jax.experiment.reliability.identity import published
 from pasmr_jax.experiment.reliability.recovery import steps_in
 from pasmr_jax.experiment.setup import Run, parameter_count, source
 from pasmr_jax.models import pretrained
@@ -178,7 +179,7 @@ def _training_config(config: Config) -> dict[str, Any]:
   values = json.loads(config.to_json_best_effort())
   values["data"] |= _pools(config) | {"root": ""}
   values["model"]["pretrained"] = _base_model(config)
-  values["tokenizer"]["path"] = _published(config.tokenizer.path)
+  values["tokenizer"]["path"] = published(config.tokenizer.path)
   values["init_from"] = pathlib.Path(config.init_from).name
   values["evaluation"]["exemplar_file"] = pathlib.Path(config.evaluation.exemplar_file).name
   if "://" not in config.checkpoint.notice:
@@ -188,13 +189,7 @@ def _training_config(config: Config) -> dict[str, Any]:
 
 def _base_model(config: Config) -> str:
   """The hub id of what training began with, or the name of its file or folder."""
-  return _published(config.model.pretrained)
-
-
-def _published(name: str) -> str:
-  """A hub id as it is, a file or folder without where it lies."""
-  path = pathlib.Path(name)
-  return path.name if path.is_absolute() or path.exists() else name
+  return published(config.model.pretrained)
 
 
 def _pools(config: Config) -> dict[str, list[str]]:
@@ -209,7 +204,7 @@ def _published_source(source: str) -> str:
     return source
   name, comma, rest = place.partition(",")  # of a subset, in `huggingface` alone
   hub = format == "huggingface"
-  return f"{format}{colon}{_published(name) if hub else pathlib.Path(name).name}{comma}{rest}"
+  return f"{format}{colon}{published(name) if hub else pathlib.Path(name).name}{comma}{rest}"
 
 
 def _card(run: Run, checkpoint: str, family: str, dtype: str, params: Any) -> Iterator[str]:

@@ -104,10 +104,6 @@ class PartialItems:
     if process_index() == 0 and items:
       storage.append(self._path, "".join(f"{to_line(item)}\n" for item in items))
 
-  def remove(self) -> None:
-    if process_index() == 0:
-      self._path.unlink(missing_ok=True)
-
 
 def _object(line: bytes) -> dict[str, Any] | None:
   try:

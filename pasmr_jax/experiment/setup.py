@@ -30,6 +30,8 @@ from pasmr_jax.data.pools import NAMES, read_pool
 from pasmr_jax.data.questions import Question
 from pasmr_jax.experiment.checkpoint import Checkpoints, Progress, abstract_params
 from pasmr_jax.experiment.measures import gold_answer
+from pasmr_jax.experiment.reliability.identity import published
+from pasmr_jax.feedback import language_id
 from pasmr_jax.learning.optim import make_optimizer
 from pasmr_jax.learning.update import Learner, TrainState
 from pasmr_jax.models import lora, pretrained
@@ -84,7 +86,10 @@ class Run:
       return f"checkpoint:checkpoints/{before}/{self._newest(self.workdir, before)}"
     if self.config.init_from:
       other = pathlib.Path(self.config.init_from).absolute()
-      last = last_stage(other)
+      try:
+        last = last_stage(other)
+      except ValueError as error:
+        raise ValueError(f"init_from: {error}") from error
       return f"checkpoint:{other}/checkpoints/{last}/{self._newest(other, last)}"
     if self.config.model.pretrained:
       return f"pretrained:{base_model(self.config)}"
@@ -405,8 +410,8 @@ def source(model: Config) -> str:
 
 def base_model(config: Config) -> str:
   """`source`, but of a file or folder only its name: it may be moved, and no path is published."""
-  name = config.model.pretrained
-  return pathlib.Path(name).name if pathlib.Path(name).exists() else source(config.model)
+  name = published(config.model.pretrained)
+  return source(config.model) if name == config.model.pretrained else name
 
 
 def last_stage(workdir: pathlib.Path) -> str:
@@ -449,17 +454,24 @@ def make_run(config: Config, workdir: pathlib.Path, pools: Sequence[str] | None 
   `pools` are the pools to read, if not all that the configuration's stages use.
 
   Raises:
-    ValueError: among others, a gold answer that self-feedback is to learn from cannot be read.
+    ValueError: among others, self-feedback could not tell its languages apart, or cannot read a
+      gold answer that it is to learn from.
   """
+  used = pools_used(config) if pools is None else pools
+  if "srl" in used:
+    try:
+      language_id.identify([], (*config.languages, config.pivot))
+    except ValueError as error:
+      raise ValueError(
+        f"languages: {error}; expected other languages, or stages without srl"
+      ) from error
   workdir.mkdir(parents=True, exist_ok=True)
   # Whatever JAX_DEFAULT_PRNG_IMPL says: with rbg a row's noise would depend on its neighbours.
   jax.config.update("jax_default_prng_impl", "threefry2x32")
   mesh = make_mesh(config.mesh.fsdp, config.mesh.tensor, replica=config.mesh.replica)
   tokenizer = make_tokenizer(config, workdir)
   model = model_config(config, tokenizer)
-  questions = {
-    name: read_pool(name, config) for name in (pools_used(config) if pools is None else pools)
-  }
+  questions = {name: read_pool(name, config) for name in used}
   if config.feedback.source == "gold":
     for question in questions.get("srl", ()):
       gold_answer(question)

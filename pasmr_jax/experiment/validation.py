@@ -15,7 +15,7 @@ from pasmr_jax.experiment.asking import WAYS
 from pasmr_jax.experiment.reliability import collapse
 from pasmr_jax.experiment.reliability.identity import flatten
 from pasmr_jax.experiment.scoring import SCORINGS
-from pasmr_jax.feedback import language_id, rewards
+from pasmr_jax.feedback import rewards
 from pasmr_jax.learning import advantages, losses, optim
 from pasmr_jax.models.config import ATTENTIONS
 from pasmr_jax.models.lora import TARGETS
@@ -71,7 +71,6 @@ def check(config: Config, devices: int = 1) -> None:
   numbers = list(_numbers(config))
   problems = [
     *_general(config),
-    *_told_apart(config),
     *_choices(config),
     *numbers,
     *_lora(config),
@@ -122,8 +121,9 @@ def _general(config: Config) -> Iterator[str]:
         )
       else:
         yield f"data.{name} has source {source!r}; expected FORMAT:LOCATION"
+  rehearsed = "srl" in stages and config.srl.rehearsal_weight > 0  # by PAM's mixture
   for stage in ("base", "pam"):
-    if stage not in stages:
+    if stage not in stages and not (stage == "pam" and rehearsed):
       continue
     mixture = config[stage].mixture
     for kind, weight in mixture.items():
@@ -131,38 +131,22 @@ def _general(config: Config) -> Iterator[str]:
         yield f"{stage}.mixture.{kind} is {weight}; expected a share of some of {KINDS}"
       elif weight > 0 and not config.data[kind]:
         yield f"{stage}.mixture.{kind} is {weight} but data.{kind} is empty; expected a source"
-    if sum(mixture.values()) <= 0:
+    if not any(mixture.values()):
       yield f"{stage}.mixture is all zero; expected a positive share"
-  if "srl" in config.stages and not config.data.srl:
+  if "srl" in stages and not config.data.srl:
     yield "data.srl is empty; expected a source of target-language questions"
+  fewest = 2 * process_count()
+  if "srl" in stages and config.feedback.source == "shuffled" and config.srl.questions < fewest:
+    yield (
+      f"srl.questions is {config.srl.questions}; expected at least {fewest}, two a process, with"
+      " feedback.source=shuffled: votes are those of the next question"
+    )
   if not config.data.development or not config.data.test:
     yield "data.development or data.test is empty; expected questions with answers"
   for name in ("development", "test", "triplets", "pivot"):
     shared = set(config.data[name]) & set(config.data.srl)
     if name in ("development", "test") and any(not s.startswith("synthetic:") for s in shared):
       yield f"data.srl and data.{name} share {sorted(shared)}; expected disjoint sources"
-
-
-def _told_apart(config: Config) -> Iterator[str]:
-  """What self-feedback could not tell apart: languages, and one question from the next."""
-  codes = (*config.languages, config.pivot)
-  if "srl" not in config.stages or not LANGUAGES.keys() >= {*codes}:
-    return
-  try:
-    language_id.identify([], codes)
-  except ValueError as error:
-    yield f"languages: {error}; expected other languages, or stages without srl"
-  if config.feedback.source == "shuffled":
-    fewest = 2 * process_count()
-    if config.srl.questions < fewest:
-      yield (
-        f"srl.questions is {config.srl.questions}; expected at least {fewest}, two a process, with"
-        " feedback.source=shuffled: votes are those of the next question"
-      )
-    if config.evaluation.label_questions == 1:
-      yield (
-        "evaluation.label_questions is 1; expected 0, or at least 2 with feedback.source=shuffled"
-      )
 
 
 def _choices(config: Config) -> Iterator[str]:
@@ -219,11 +203,11 @@ def _lora(config: Config) -> Iterator[str]:
 def _evaluation(config: Config) -> Iterator[str]:
   evaluation = config.evaluation
   ask, exemplars = evaluation.ask, evaluation.exemplars
-  if not 0 <= exemplars <= MAX_EXEMPLARS:
+  if exemplars > MAX_EXEMPLARS:
     yield f"evaluation.exemplars is {exemplars}; expected 0 to {MAX_EXEMPLARS}"
-  elif exemplars and ask == "pasmr":
+  elif exemplars > 0 and ask == "pasmr":
     yield f"evaluation.exemplars is {exemplars}; expected 0 with evaluation.ask=pasmr"
-  elif exemplars and not evaluation.exemplar_file:
+  elif exemplars > 0 and not evaluation.exemplar_file:
     yield f"evaluation.exemplar_file is '' but evaluation.exemplars is {exemplars}; expected a file"
   if evaluation.template.count("{question}") != 1:
     yield f"evaluation.template is {evaluation.template!r}; expected {{question}} once"

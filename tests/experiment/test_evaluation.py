@@ -340,7 +340,7 @@ def test_results_that_are_there_are_not_asked_for_again_and_leave_nothing_behind
 @pytest.mark.parametrize(
   ("changes", "said"),
   [
-    ({"data__test": ("synthetic:6",)}, "questions"),
+    ({"data__test": ("synthetic:6",)}, "gold answers, questions"),
     ({"evaluation__scoring": "mathoctopus"}, "evaluation.scoring"),
     ({"evaluation__sampled": True}, "sampling"),
     ({"evaluation__ask": "direct", "evaluation__stop": ()}, "evaluation.ask, evaluation.stop"),
@@ -366,6 +366,35 @@ def test_results_of_another_evaluation_are_not_a_stages(
   (tmp_path / "results" / "base.settings").unlink()
   make(_numbered)[0].test("base")
   assert len(first.asked) == 15
+
+
+def test_other_gold_answers_are_other_results(make, tmp_path, monkeypatch, capsys):
+  monkeypatch.setattr(setup.Run, "checkpoint_params", lambda *_: (PARAMS, 1))
+  evaluator, _ = make(_numbered)
+  evaluator.test("base")
+  run = evaluator.run
+  run.pools["test"] = [dataclasses.replace(q, answer="99999") for q in run.pools["test"]]
+  Evaluator(run).test("base")
+  assert "base: asked again (other gold answers)\n" in capsys.readouterr().err
+  assert {item["gold"] for item in _items(tmp_path, "base_greedy")} == {"99999"}
+
+
+def test_answers_of_a_way_that_is_not_asked_any_more_do_not_stay(make, tmp_path):
+  make(_numbered, evaluation__sampled=True)[0].write(PARAMS, "x")
+  sampled = tmp_path / "results" / "x_sampled.jsonl"
+  assert sampled.exists()
+  make(_numbered)[0].write(PARAMS, "x")
+  assert not sampled.exists()
+  assert len(_items(tmp_path)) == 15
+
+
+def test_a_broken_file_of_settings_is_named(make, tmp_path):
+  evaluator, _ = make(_numbered)
+  evaluator.write(PARAMS, "base")
+  settings = tmp_path / "results" / "base.settings"
+  settings.write_text(settings.read_text()[:40])
+  with pytest.raises(ValueError, match=r"base\.settings: .*; remove it to ask again"):
+    evaluator.test("base")
 
 
 def test_results_of_another_evaluation_are_overwritten_only_where_that_is_wanted(make, tmp_path):
@@ -638,3 +667,25 @@ def test_labels_are_checked_in_every_language_though_few_questions_are_left_of_o
   judged = Evaluator(run)._judged
   assert [question.language for question in judged] == ["de", "es", "sw", *["de", "es"] * 2, "de"]
   assert len({(question.language, question.id) for question in judged}) == 8
+
+
+def test_labels_that_are_anothers_need_two_questions(folder, tmp_path):
+  config = _config(
+    **{
+      "tokenizer.path": str(folder / "tokenizer.model"),
+      "languages": ("de",),
+      "stages": ("srl",),
+      "data.development": ("synthetic:2",),
+      "evaluation.label_questions": 8,
+      "evaluation.development_questions": 1,
+      "feedback.source": "shuffled",
+    }
+  )
+  run = setup.make_run(config, tmp_path, pools=("development",))
+  with pytest.raises(ValueError, match=r"evaluation\.label_questions: one .* expected two or more"):
+    Evaluator(run)
+  config.evaluation.development_questions = 2
+  assert len(Evaluator(run)._judged) == 2
+  run.pools["development"] = [q for q in run.pools["development"] if q.language == "en"]
+  config.checkpoint.metric = "development/pivot_accuracy"
+  assert Evaluator(run)._judged == []

@@ -39,8 +39,6 @@ def test_what_was_appended_is_read_back(partial):
   partial.append([_response(1), _response(1, sample=1)])
   partial.append([_response(2)])
   assert partial.read() == ([_response(1), _response(1, sample=1), _response(2)], "")
-  partial.remove()
-  assert partial.read() == ([], "")
 
 
 @pytest.mark.parametrize("lost", [1, 2, 50])

@@ -1,6 +1,7 @@
 """What a run is made of."""
 
 import jax
+import pytest
 
 from configs import tiny
 from pasmr_jax.experiment.setup import make_run
@@ -15,3 +16,23 @@ def test_noise_is_of_one_kind_whatever_the_environment_says(tmp_path):
     assert jax.config.jax_default_prng_impl == "threefry2x32"
   finally:
     jax.config.update("jax_default_prng_impl", before)
+
+
+def test_languages_that_only_self_feedback_must_tell_apart(tmp_path):
+  config = tiny.get_config()
+  config.languages = ("de", "ha")  # Hausa, which lingua does not know
+  said = (
+    r"languages: cannot tell .* 'ha' \(Hausa\); expected other languages, or stages without srl"
+  )
+  with pytest.raises(ValueError, match=said):
+    make_run(config, tmp_path / "srl", pools=("srl",))
+  assert not (tmp_path / "srl").exists()
+  make_run(config, tmp_path, pools=())  # as eval.py does, whatever the stage
+
+
+def test_a_folder_that_is_no_run_is_named_with_its_key(tmp_path):
+  config = tiny.get_config()
+  config.init_from, config.stages = str(tmp_path / "nothing"), ("srl",)
+  run = make_run(config, tmp_path, pools=())
+  with pytest.raises(ValueError, match=r"init_from: .*nothing: expected a run with"):
+    run.start_params("srl")

@@ -117,12 +117,12 @@ def test_the_shipped_configurations_are_valid():
       "srl.questions is 1; expected at least 2, two a process, with feedback.source=shuffled",
     ),
     (
-      {"feedback__source": "shuffled", "evaluation__label_questions": 1},
-      "evaluation.label_questions is 1; expected 0, or at least 2 with feedback.source=shuffled",
+      {"stages": ("srl",), "pam__mixture__triplets": 0.0, "pam__mixture__pivot": 0.0},
+      "pam.mixture is all zero; expected a positive share",  # of the rehearsal
     ),
     (
-      {"languages": ("de", "ha")},
-      r"languages: cannot tell .* 'ha' \(Hausa\); expected other languages, or stages without srl",
+      {"stages": ("srl",), "data__triplets": ()},
+      "pam.mixture.triplets is 0.3 but data.triplets is empty; expected a source",
     ),
     ({"data__srl": ("mgsm",)}, "data.srl has the evaluation set 'mgsm'; expected it in data.test"),
   ],

@@ -162,7 +162,7 @@ def test_a_run_returns_to_the_best_checkpoint_and_ends_the_stage(
   assert "agreement rose" in (tmp_path / "report.html").read_text("utf-8")
 
 
-# train.py with an accuracy of 1, 1/2, 1/3, ... and an alarm at step 7.
+# train.py with an accuracy of 1, 1/2, 1/3, ... and an alarm at step 7; or as OTHERWISE says.
 COLLAPSING = """
 import runpy, sys
 from pasmr_jax.experiment.evaluation import Evaluator
@@ -172,13 +172,14 @@ def development(self, state, stage):
   return measure(self, state, stage) | {"development/target_accuracy": 1 / int(state.step)}
 Evaluator.development = development
 StageGuard.alarms = lambda self, step, values: "return" if step == 7 else ""
+OTHERWISE
 sys.argv, sys.path[0] = sys.argv[1:], ROOT
 runpy.run_path(sys.argv[0], run_name="__main__")
 """
 
 
-def _collapsed(workdir, environment, **changes):
-  program = COLLAPSING.replace("ROOT", repr(str(runs.ROOT)))
+def _collapsed(workdir, environment, otherwise="", **changes):
+  program = COLLAPSING.replace("ROOT", repr(str(runs.ROOT))).replace("OTHERWISE", otherwise)
   _, *command = runs.command(
     workdir, stages="('base',)", base__steps=9, checkpoint__every=3, log__every=3, **changes
   )
@@ -207,3 +208,37 @@ def test_without_a_checkpoint_to_return_to_the_run_stops(environment, tmp_path):
   # What a save took stands on the next line that is written, however many steps later.
   lines = runs.read_lines(tmp_path / "metrics.jsonl")
   assert [(line["step"], "time/checkpoint" in line) for line in lines] == [(3, False), (6, True)]
+
+
+RISING = """
+Evaluator.development = lambda self, state, stage: measure(self, state, stage) | {
+  "development/target_accuracy": int(state.step) / 10
+}
+"""
+
+
+@pytest.mark.slow
+def test_the_best_may_be_the_step_of_the_alarm(environment, tmp_path):
+  ended = _collapsed(tmp_path, environment, RISING, evaluation__every=7)
+  assert ended.returncode == 0, ended.stderr[-3000:]
+  assert "returning" not in ended.stderr
+  folder = tmp_path / "checkpoints" / "base"
+  assert {step: read_metric(folder / str(step)) for step in steps_in(folder)} == {6: None, 7: 0.7}
+  assert (tmp_path / "results" / "base.json").exists()
+
+
+STOPPING = """
+from pasmr_jax.experiment.reliability.stopping import Stopping
+StageGuard.alarms = lambda self, step, values: "stop" if step == 3 else ""
+Stopping.check = lambda self: True
+"""
+
+
+@pytest.mark.slow
+def test_an_alarm_counts_more_than_a_signal_in_its_step(environment, tmp_path):
+  """Of the two exit codes 75 would have the run started again, and the alarm is told once."""
+  ended = _collapsed(tmp_path, environment, STOPPING.replace("True", "False"))
+  assert ended.returncode == 70, ended.stderr[-3000:]
+  ended = _collapsed(tmp_path / "asked", environment, STOPPING.replace("step == 3", "True"))
+  assert ended.returncode == 70, ended.stderr[-3000:]
+  assert steps_in(tmp_path / "asked" / "checkpoints" / "base") == [1]

@@ -20,12 +20,14 @@ from pasmr_jax.experiment.reliability.weights import weights_checksum
 
 pytestmark = pytest.mark.faults
 
+POOLS = ("pivot", "triplets", "srl", "target", "translation", "development")
+
 
 def _identity(**changes) -> Identity:
   config = tiny.get_config()
   identity = Identity(
     config=flatten(config),
-    pools={"pivot": "a", "triplets": "b", "srl": "c", "target": "d", "translation": "e"},
+    pools=dict(zip(POOLS, "abcdef", strict=True)),
     tokenizer="t",
     code={"jax": "1", "commit": "x"},
   )
@@ -110,6 +112,17 @@ def test_what_matters_is_refused_with_both_values(workdir, changes, said):
   assert "--force" in str(raised.value)
   told = check_changes(workdir, now, force=True)
   assert any(text.startswith("--force: ") and said in text for text in told)
+
+
+def test_checkpoints_of_a_stage_that_has_been_built_upon_are_compared_no_more(workdir):
+  changed = _identity(checkpoint__metric="development/pivot_accuracy")
+  with pytest.raises(ChangedError) as raised:
+    check_changes(workdir, changed, force=False)
+  assert "srl: checkpoint.metric" in str(raised.value)
+  assert "pam: checkpoint.metric" not in str(raised.value)
+  other = dataclasses.replace(_identity(), pools=_identity().pools | {"development": "other"})
+  told = "data.development holds other questions; the best so far was the best by others"
+  assert check_changes(workdir, other, force=False) == [f"srl: {told}"]
 
 
 def test_feedback_does_not_concern_what_came_before_it(workdir):

@@ -220,5 +220,8 @@ def _keys(filled: str, program: str, config: Config, mesh: Mapping[str, int]) ->
     yield f"rollout.prefill_prompts below {config.rollout.prefill_prompts}"
   if sampled and program == "decode":
     yield f"rollout.slots below {config.rollout.slots or 'all rows'}"
-    yield "rollout.cache_dtype=bfloat16"
+    kept = config.rollout.cache_dtype or config.model.dtype
+    smaller = {"float32": "bfloat16 or int8", "bfloat16": "int8"}
+    if kept in smaller:
+      yield f"rollout.cache_dtype={smaller[kept]}"
     yield "smaller srl.max_prompt_length and srl.max_new_tokens"

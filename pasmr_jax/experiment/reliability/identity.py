@@ -4,9 +4,9 @@ Each checkpoint carries the `Identity` it was made under. Before anything is tra
 compares it with the run's own, stage by stage. What cannot change the result, or only in the last
 bits, may change: logging, saving, evaluation, devices, where files lie. A stage may have another
 number of steps, more than it has made, until it has ended before all were made or a later one has
-begun. By what a checkpoint is measured stays, because those numbers are compared. Anything else
-would make a run of which nobody could say what it is, and is refused with the difference, unless
---force says that this is wanted.
+begun. By what a checkpoint is measured stays as long, because those numbers are compared. Anything
+else would make a run of which nobody could say what it is, and is refused with the difference,
+unless --force says that this is wanted.
 """
 
 import dataclasses
@@ -25,7 +25,7 @@ from pasmr_jax.text.tokenizer import Tokenizer
 LAYOUT = 1  # of checkpoints; grows when older code could not read newer ones rightly
 
 # Sections and keys that may differ between a checkpoint and the run that goes on from it.
-_FREE = (
+FREE = (
   "log.",
   *("checkpoint.every", "checkpoint.keep", "checkpoint.compiled", "checkpoint.notice"),
   "evaluation.",
@@ -39,7 +39,7 @@ _FREE = (
   "model.scan_unroll",
   "tokenizer.path",  # its content is compared
 )
-_FREE_OF_A_STAGE = ("patience", "microbatches", "row_bucket")
+FREE_OF_A_STAGE = ("patience", "microbatches", "row_bucket")
 _STAGES = ("base", "pam", "srl")
 _SRL_ONLY = ("feedback.", "reward.", "rollout.")
 
@@ -86,6 +86,12 @@ def flatten(config: Config) -> dict[str, Any]:
       yield prefix, value
 
   return dict(walk("", json.loads(config.to_json_best_effort())))
+
+
+def published(name: str) -> str:
+  """A hub id as it is, a file or folder without where it lies."""
+  path = pathlib.Path(name)
+  return path.name if path.is_absolute() or path.exists() else name
 
 
 def questions_checksum(questions: Sequence[Question]) -> str:
@@ -142,12 +148,13 @@ def check_changes(workdir: pathlib.Path, now: Identity, force: bool) -> list[str
     known = [field.name for field in dataclasses.fields(Identity)]
     stored = record["identity"]
     before = Identity(**{name: stored[name] for name in known if name in stored})
+    closed = any(later in begun for later in stages[place + 1 :])
     steps_matter = (
-      any(later in begun for later in stages[place + 1 :])
+      closed
       or now.config[f"{stage}.steps"] <= steps_in(folder)[-1]
       or _ended_early(record.get("progress", {}))
     )
-    for difference, matters in differences(stage, before, now, steps_matter):
+    for difference, matters in differences(stage, before, now, steps_matter, closed):
       text = f"{stage}: {difference}"
       if matters:
         refused.append(text)
@@ -163,7 +170,7 @@ def check_changes(workdir: pathlib.Path, now: Identity, force: bool) -> list[str
 
 
 def differences(
-  stage: str, before: Identity, now: Identity, steps_matter: bool
+  stage: str, before: Identity, now: Identity, steps_matter: bool, closed: bool = False
 ) -> Iterator[tuple[str, bool]]:
   """Each difference that concerns a stage, and whether it matters.
 
@@ -172,6 +179,7 @@ def differences(
     before: of its checkpoint.
     now: of the run.
     steps_matter: whether it cannot have another number of steps any more.
+    closed: whether a later stage has begun, so that its checkpoints are compared no more.
   """
   if before.layout > now.layout:
     yield f"its checkpoints have layout {before.layout}, this code knows {now.layout}", True
@@ -187,10 +195,13 @@ def differences(
       # What follows a stage does not concern it.
       was, value = (list(one)[: list(one).index(stage) + 1] for one in (was, value))
     if was != value:
-      yield f"{key} was {was!r}, is {value!r}", _matters(key, stage, steps_matter)
+      yield f"{key} was {was!r}, is {value!r}", _matters(key, stage, steps_matter, closed)
   for pool in sorted(before.pools.keys() & now.pools.keys()):
     if pool in _pools(stage, now.config) and before.pools[pool] != now.pools[pool]:
       yield f"data.{pool} holds other questions", True
+  measured = [one.pools.get("development") for one in (before, now)]
+  if not closed and None not in measured and measured[0] != measured[1]:
+    yield "data.development holds other questions; the best so far was the best by others", False
   if before.tokenizer != now.tokenizer:
     yield "the tokenizer is another", True
   if before.weights and now.weights and before.weights != now.weights and _begins(stage, now):
@@ -222,12 +233,12 @@ def _concerns(key: str, stage: str, config: Mapping[str, Any]) -> bool:
   return stage == "srl" or not key.startswith(_SRL_ONLY)
 
 
-def _matters(key: str, stage: str, steps_matter: bool) -> bool:
-  if key.startswith(_FREE):
+def _matters(key: str, stage: str, steps_matter: bool, closed: bool) -> bool:
+  if key.startswith(FREE) or (closed and key == "checkpoint.metric"):
     return False
   if key == f"{stage}.steps":
     return steps_matter
-  return key not in [f"{stage}.{name}" for name in _FREE_OF_A_STAGE]
+  return key not in [f"{stage}.{name}" for name in FREE_OF_A_STAGE]
 
 
 def _begins(stage: str, now: Identity) -> bool:
