@@ -85,7 +85,7 @@ class Learner:
     opt_state = jax.jit(self.optimizer.init, out_shardings=self.opt_shardings(params))(params)
     step = jax.jit(lambda: jnp.int32(0), out_shardings=replicated)()
     # In bfloat16 a hundredth of a difference would be lost.
-    averaged = optax.tree.cast(jax.tree.map(jnp.copy, params), jnp.float32) if average else None
+    averaged = jax.tree.map(lambda leaf: jnp.array(leaf, jnp.float32), params) if average else None
     return TrainState(step, params, opt_state, averaged, frozen)
 
   def opt_shardings(self, params):

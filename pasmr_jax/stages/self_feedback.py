@@ -287,25 +287,23 @@ class SelfFeedbackStage:
     translation = language_id.identify(
       [s.response.translation or "" for s in samples], self.languages
     )
-    size = self.config.srl.group_size
-    described = []
-    for number, (question, group) in enumerate(zip(questions, groups, strict=True)):
-      described.append(
-        [
-          rewards.Scored(
-            answer=sample.answer,
-            pivot_answers=solved[number][place].answers,
-            well_formed=sample.response.well_formed,
-            reasoning_consistent=reasoning[number * size + place]
-            in (question.language, language_id.UNKNOWN),
-            translation_consistent=translation[number * size + place]
-            in (self.config.pivot, language_id.UNKNOWN),
-            tokens=sample.ids.size,
-          )
-          for place, sample in enumerate(group)
-        ]
+    found = iter(zip(reasoning, translation, strict=True))
+
+    def scored(question: Question, sample: Sample, solutions: Solutions) -> rewards.Scored:
+      reasoned, translated = next(found)
+      return rewards.Scored(
+        answer=sample.answer,
+        pivot_answers=solutions.answers,
+        well_formed=sample.response.well_formed,
+        reasoning_consistent=reasoned in (question.language, language_id.UNKNOWN),
+        translation_consistent=translated in (self.config.pivot, language_id.UNKNOWN),
+        tokens=sample.ids.size,
       )
-    return described
+
+    return [
+      [scored(question, *pair) for pair in zip(group, solutions, strict=True)]
+      for question, group, solutions in zip(questions, groups, solved, strict=True)
+    ]
 
   def _gold(self, question: Question) -> votes.Value | None:
     """The gold answer if feedback.source is gold; else the reader dropped it."""

@@ -1,5 +1,6 @@
 import dataclasses
 import functools
+import http.client
 import io
 import urllib.error
 
@@ -239,6 +240,7 @@ def test_one_tpu_host_is_not_several(monkeypatch):
   meshes.initialize_distributed()
 
 
+@pytest.mark.parametrize("missing", [urllib.error.URLError("404"), http.client.IncompleteRead(b"")])
 @pytest.mark.parametrize(
   ("attributes", "joined"),
   [
@@ -248,12 +250,14 @@ def test_one_tpu_host_is_not_several(monkeypatch):
     ({"worker-network-endpoints": "a:b:c", "tpu-env": "MEGASCALE_NUM_SLICES: '1'\n"}, 0),
   ],
 )
-def test_a_tpu_vm_asks_the_metadata_server_for_its_neighbours(monkeypatch, attributes, joined):
+def test_a_tpu_vm_asks_the_metadata_server_for_its_neighbours(
+  monkeypatch, attributes, joined, missing
+):
   def answer(request, timeout):
     del timeout
     name = request.full_url.rpartition("/")[2]
     if name not in attributes:
-      raise urllib.error.URLError("404")
+      raise missing
     return io.BytesIO(attributes[name].encode())
 
   calls = []

@@ -16,11 +16,11 @@ from pasmr_jax.experiment.setup import make_learner, needs_reference
 from pasmr_jax.learning.update import Learner
 from pasmr_jax.models.config import TransformerConfig
 from pasmr_jax.models.transformer import init_params
-from pasmr_jax.parallel import rules
+from pasmr_jax.parallel import processes, rules
 from pasmr_jax.parallel.mesh import make_mesh, param_shardings
 from pasmr_jax.rollout.engine import Served
 from pasmr_jax.rollout.requests import Rollouts, Usage
-from pasmr_jax.stages.self_feedback import SelfFeedbackStage
+from pasmr_jax.stages.self_feedback import Clock, SelfFeedbackStage
 from pasmr_jax.text import prompts
 from pasmr_jax.text.tokenizer import load_tokenizer
 
@@ -306,6 +306,20 @@ def test_the_teacher_answers(tokenizer, params, teacher):
   np.testing.assert_allclose(solved, np.asarray(params["embedding"]) + offset, atol=1e-6)
 
 
+@pytest.mark.parametrize("waiting", [0, 1])
+def test_another_teacher_is_asked_by_all_processes_or_by_none(
+  tokenizer, params, monkeypatch, waiting
+):
+  """What it takes part in is of all: here no translation is closed, elsewhere one may be."""
+  script = _script() | {GERMAN.text: [(None, _solved(15), True)] * 4}
+  stage, state, engine = _stage(
+    tokenizer, params, questions=(GERMAN,), script=script, feedback__teacher="reference"
+  )
+  monkeypatch.setattr(processes, "global_max", lambda number: max(number, waiting))
+  stage.judge(state, [GERMAN], 0, Clock())
+  assert [call["texts"] for call in engine.calls] == [[GERMAN.text]] + waiting * [[]]
+
+
 def test_the_moving_average_keeps_its_share_a_step_however_many_updates_it_has():
   config = _config(srl__inner_batches=2, srl__inner_epochs=3, feedback__ema_decay=0.9)
   assert make_learner(config, "srl", MODEL, 756).average_decay ** 6 == pytest.approx(0.9)
@@ -383,6 +397,20 @@ def test_truncated_responses_take_no_place_of_those_that_teach(tokenizer, params
   taught = np.asarray(batch.sequences.weights).any(axis=1)
   assert taught.sum() == 4
   np.testing.assert_allclose(np.abs(np.asarray(batch.advantages)[taught]).max(axis=1), 0.25)
+
+
+def test_what_teaches_nothing_comes_after_rows_of_no_advantage(tokenizer, params):
+  """One question has no label, of the other all responses are right: it has a gradient of KL."""
+  script = _script()
+  script[OTHER] = [(None, _solved(7, "en"), True), (None, _solved(8, "en"), True)]
+  script[GERMAN.text] = [(GOOD, _solved(15), True)] * 4
+  stage, state, _ = _stage(
+    tokenizer, params, questions=(SPANISH, GERMAN), script=script, srl__update_rows=4
+  )
+  ([batch], _), _ = stage.batch(state, 0)
+  asked = stage.question_prompt(GERMAN.text)
+  rows = np.asarray(batch.sequences.tokens)[np.asarray(batch.sequences.weights).any(axis=1)]
+  assert [row[: len(asked)].tolist() for row in rows] == [asked] * 4
 
 
 def test_a_question_without_a_confident_label_has_no_gradient_not_even_of_kl(tokenizer, params):
