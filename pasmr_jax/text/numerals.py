@@ -308,8 +308,8 @@ class NumberReader:
   def _sign(self, text: str, start: int) -> tuple[int, bool]:
     """Where the number begins with its sign and currency, and whether the sign is a minus.
 
-    Worked: "ist -5", "-$5", "$-5", "= - 5", "ist minus 5" are negative; "20 -12", "10-12", "20
-    minus 12" and "- 5" on a line of its own (a list item) are not.
+    Worked: "ist -5", "-$5", "$-5", "= - 5", "ist minus 5" and "ist minus $5" are negative; "20
+    -12", "10-12", "20 minus 12" and "- 5" on a line of its own (a list item) are not.
     """
     if start == 0:
       return start, False
@@ -320,12 +320,13 @@ class NumberReader:
       if visible not in self._before_amount:
         return start, False
       match = self._minus_before.search(text, max(0, start - 40), start)
+      currency = self._currency_before.search(text, max(0, start - 16), start)
+      if currency is not None:
+        place = currency.start()
+        match = match or self._minus_before.search(text, max(0, place - 40), place)
       if match is not None:
         return match.start(1), True
-      match = self._currency_before.search(text, max(0, start - 16), start)
-      if match is not None:
-        place = match.start()
-      elif before not in " \u00a0\u200b":
+      if currency is None and before not in " \u00a0\u200b":
         return start, False
     glued = True
     if place and text[place - 1] in " \u00a0\u200b":
