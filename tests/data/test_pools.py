@@ -183,7 +183,9 @@ def test_one_language_does_not_make_a_file_of_another_one_its_own(root, name, so
   config.data.root, config.languages = root, ("de",)
   if name == "pivot":
     config.pivot = "fr"
-  with pytest.raises(ValueError, match=f"data.{name}: .*: no question in "):
+  with pytest.raises(
+    ValueError, match=f"data.{name}: .*: no question in .* needs {{language}} in its location"
+  ):
     read_pool(name, config)
 
 
@@ -203,6 +205,20 @@ def test_a_file_may_name_its_languages_in_a_column(tmp_path):
   config.data.columns.language = "lang"
   assert [(q.language, q.text) for q in read_pool("srl", config)] == [
     ("sw", "Ngapi?"),
+@pytest.mark.parametrize(
+  ("format", "file"),
+  [("mgsm", "fragen.tsv"), ("mgsm", "mgsm_de_v2.tsv"), ("msvamp", "fragen.json")],
+)
+def test_a_file_whose_name_tells_no_language_has_that_of_the_pool(tmp_path, format, file):
+  row = {"query": "How many?", "m_query": "Wie viele?", "response": "1"}
+  (tmp_path / file).write_text("Wie viele?\t1" if format == "mgsm" else json.dumps(row))
+  config = _config(srl=(f"{format}:{tmp_path}/{file}",))
+  with pytest.raises(ValueError, match=r"the file name, or \{language\} in its location"):
+    read_pool("srl", config)
+  config.languages = ("de",)
+  assert [(q.language, q.text) for q in read_pool("srl", config)] == [("de", "Wie viele?")]
+
+
     ("de", "Wie viele?"),
   ]
   config.languages = ("de",)  # the column is believed, whatever is asked for
