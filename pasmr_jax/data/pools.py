@@ -16,8 +16,9 @@ some questions of whatever is read. What language such a file is in it says itse
 English, mgsm and msvamp name it at the end of the file's name, and for json and huggingface
 data.columns.language does. Where nothing says it, the pool does if it has but one language.
 
-In one pool an id is of one question a language: sources without ids of their own (json and
-huggingface without data.columns.id) count theirs from 1, so that there can be one a language.
+In development and test an id is of one question a language, since answers are told apart by both.
+Sources without ids of their own (json and huggingface without data.columns.id) count theirs from 1,
+so that there can be one a language. Elsewhere an id, and a question, may come again.
 
 A pool carries only what its use may know: solutions for supervised pools, answers for development
 and test, and for `srl` nothing, unless feedback.source is gold. An evaluation set is read by
@@ -55,7 +56,8 @@ def read_pool(name: str, config: Config) -> list[Question]:
 
   Raises:
     ValueError: a malformed source or one that nothing is taken of, naming its key; two questions
-      of one id and language; one without what the pool teaches; what the readers raise.
+      of one id and language in development or test; one without what the pool teaches; what the
+      readers raise.
     FileNotFoundError: a file that is not there.
   """
   languages = pool_languages(name, config)
@@ -72,14 +74,19 @@ def read_pool(name: str, config: Config) -> list[Question]:
         f"{key}: expected FORMAT:LOCATION or FORMAT:LOCATION[START:STOP] with FORMAT one of"
         f" {', '.join(('synthetic', *FORMATS))}, or one of the sets {', '.join(sets.SETS)}"
       )
-    if match["format"] in _ENGLISH and config.pivot != "en":
+    foreign = match["format"] in _ENGLISH and config.pivot != "en"
+    if foreign and "pivot_text" in _TAUGHT.get(name, ()):
       raise ValueError(f"{key}: its references are English; expected pivot 'en' or another source")
     if match["format"] == "synthetic":
       pieces = [_synthetic(name, match["location"], language, config) for language in languages]
     else:
       pieces = _read(name, match["format"], match["location"], languages, config, answers, key)
-    questions += _taken(pieces, match, key)
-  _check_ids(name, questions)
+    taken = _taken(pieces, match, key)
+    if foreign:
+      taken = [dataclasses.replace(question, pivot_text=None) for question in taken]
+    questions += taken
+  if name in _SPLITS:
+    _check_ids(name, questions)
   check_taught(name, questions)
   return [
     question if answers else dataclasses.replace(question, answer=None) for question in questions
