@@ -436,8 +436,10 @@ def read_gold(text: str | None) -> Answer | None:
 
   None if there is none or it cannot be read: no single number is taken out of a boxed formula.
   """
-  answer = None if text is None else read_answer(text, "en")
-  if text is None or answer is None or ("\\boxed" in text and answer.rule != BOXED):
+  if text is None:
+    return None
+  answer = read_answer(text, "en")
+  if answer is not None and "\\boxed" in text and answer.rule != BOXED:
     return None
   return answer
 

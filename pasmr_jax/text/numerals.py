@@ -80,13 +80,14 @@ class NumberReader:
     if own and not language.spaced:
       scale = f"(?:{_any(own)})|{scale}"
     self._scale = re.compile(rf"[ \u00a0~-]?(?:\\text\s?\{{\s?)?({scale})")
-    self._scale_before = (
-      re.compile(rf"(?<!\w)({_any(own)})[ \u00a0]+$") if language.scale_before else None
-    )
-    joint = rf"(?:(?:{_any(language.scale_joints)})[ \u00a0]+)?" if language.scale_joints else ""
-    self._scale_between = re.compile(
-      rf"[ \u00a0]+{joint}({_any(own)})[ \u00a0]+([0-9]{{1,3}})(?![0-9]|[.,][0-9])"
-    )
+    self._scale_before = None
+    if language.scale_before:
+      self._scale_before = re.compile(rf"(?<!\w)({_any(own)})[ \u00a0]+$")
+      joints = language.scale_joints
+      joint = rf"(?:(?:{_any(joints)})[ \u00a0]+)?" if joints else ""
+      self._scale_between = re.compile(
+        rf"[ \u00a0]+{joint}({_any(own)})[ \u00a0]+([0-9]{{1,3}})(?![0-9]|[.,][0-9])"
+      )
     currencies = word_forms((*english.currencies, *language.currencies))
     self.currency_words = frozenset(currencies)
     # A minus in words stands where a value begins: "is minus 3", but not "10 minus 3".
