@@ -124,7 +124,8 @@ def data() -> ConfigDict:
   )  # names of columns in 'huggingface:' and 'json:' sources; '' is none. A pool reads what it uses
   config.columns.id = ""  # '' counts a source's questions from 1
   config.columns.language = ""  # code or English name; '' where a location has {language}, or
-  #                               where there is only one language
+  #                               where there is only one language. Files of a location with
+  #                               {language} may lack it
   config.columns.text = "question"
   config.columns.pivot_text = ""
   config.columns.solution = ""

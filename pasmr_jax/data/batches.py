@@ -276,8 +276,9 @@ def _numbered(batch: Sequence[Question]) -> list[Question]:
   for question in batch:
     seen[question.language, question.id] += 1
     times = seen[question.language, question.id]
-    name = question.id if times == 1 else f"{question.id}/{times}"
-    numbered.append(dataclasses.replace(question, id=name))
+    if times > 1:
+      question = dataclasses.replace(question, id=f"{question.id}/{times}")
+    numbered.append(question)
   return numbered
 
 

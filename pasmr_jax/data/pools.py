@@ -12,11 +12,13 @@ FORMAT is `synthetic` or one of `questions.FORMATS`. `{language}` stands for eve
 pool: the pivot for `pivot`, all languages for `development` and `test`, the targets otherwise;
 `{target}` for the targets only, and `{root}` for `config.data.root`. A source with neither language
 is read once, and of its questions those in the pool's languages are kept. [START:STOP] must take
-some questions of whatever is read. What language such a file is in it says itself; for json and
-huggingface data.columns.language does, or the pool if it has but one.
+some questions of whatever is read. What language such a file is in it says itself: gsm8k is
+English, mgsm and msvamp name it at the end of the file's name, and for json and huggingface
+data.columns.language does. Where nothing says it, the pool does if it has but one language.
 
-In one pool an id is of one question a language: sources without ids of their own (json and
-huggingface without data.columns.id) count theirs from 1, so that there can be one a language.
+In development and test an id is of one question a language, since answers are told apart by both.
+Sources without ids of their own (json and huggingface without data.columns.id) count theirs from 1,
+so that there can be one a language. Elsewhere an id, and a question, may come again.
 
 A pool carries only what its use may know: solutions for supervised pools, answers for development
 and test, and for `srl` nothing, unless feedback.source is gold. An evaluation set is read by
@@ -29,7 +31,7 @@ from collections.abc import Iterable, Sequence
 
 from pasmr_jax import Config
 from pasmr_jax.data import sets, synthetic
-from pasmr_jax.data.questions import FORMATS, Question, read_questions
+from pasmr_jax.data.questions import FORMATS, Question, language_in_name, read_questions
 
 NAMES = ("pivot", "translation", "target", "triplets", "srl", "development", "test")
 # What supervised pools teach from, besides the question.
@@ -44,7 +46,8 @@ _TRANSLATED = ("translation", "triplets", "development", "test")
 _SPLITS = {"development": "development", "test": "test"}
 _SOURCE = re.compile(r"(?P<format>\w+):(?P<location>.*?)(?:\[(?P<start>\d*):(?P<stop>\d*)\])?")
 _SET = re.compile(r"(?P<name>\w+)(?:\[(?P<start>\d*):(?P<stop>\d*)\])?")
-_ENGLISH = ("synthetic", "msvamp")  # formats whose pivot questions are
+_ENGLISH = ("synthetic", "msvamp")  # formats whose references are
+_NAMED = ("mgsm", "msvamp")  # formats of files that name their language
 _FIELDS = ("id", "language", "text", "pivot_text", "solution", "answer")
 
 
@@ -53,7 +56,8 @@ def read_pool(name: str, config: Config) -> list[Question]:
 
   Raises:
     ValueError: a malformed source or one that nothing is taken of, naming its key; two questions
-      of one id and language; one without what the pool teaches; what the readers raise.
+      of one id and language in development or test; one without what the pool teaches; what the
+      readers raise.
     FileNotFoundError: a file that is not there.
   """
   languages = pool_languages(name, config)
@@ -70,14 +74,19 @@ def read_pool(name: str, config: Config) -> list[Question]:
         f"{key}: expected FORMAT:LOCATION or FORMAT:LOCATION[START:STOP] with FORMAT one of"
         f" {', '.join(('synthetic', *FORMATS))}, or one of the sets {', '.join(sets.SETS)}"
       )
-    if match["format"] in _ENGLISH and config.pivot != "en":
+    foreign = match["format"] in _ENGLISH and config.pivot != "en"
+    if foreign and "pivot_text" in _TAUGHT.get(name, ()):
       raise ValueError(f"{key}: its references are English; expected pivot 'en' or another source")
     if match["format"] == "synthetic":
       pieces = [_synthetic(name, match["location"], language, config) for language in languages]
     else:
       pieces = _read(name, match["format"], match["location"], languages, config, answers, key)
-    questions += _taken(pieces, match, key)
-  _check_ids(name, questions)
+    taken = _taken(pieces, match, key)
+    if foreign:
+      taken = [dataclasses.replace(question, pivot_text=None) for question in taken]
+    questions += taken
+  if name in _SPLITS:
+    _check_ids(name, questions)
   check_taught(name, questions)
   return [
     question if answers else dataclasses.replace(question, answer=None) for question in questions
@@ -193,12 +202,18 @@ def _read(
     location, path = (text.replace("{target}", "{language}") for text in (location, path))
     languages = config.languages
   if "{language}" not in location:
-    untold = columns is not None and "language" not in columns  # all other formats tell it
+    if columns is not None:
+      untold = "language" not in columns
+    else:
+      untold = format in _NAMED and language_in_name(path) is None
     found = read(path, subset, languages[0] if untold and len(languages) == 1 else None)
     kept = [question for question in found if question.language in languages]
     if not kept:
       has = sorted({question.language for question in found})
-      raise ValueError(f"{key}: no question in {', '.join(languages)}; it has {', '.join(has)}")
+      raise ValueError(
+        f"{key}: no question in {', '.join(languages)}; it has {', '.join(has)}. A file that is in"
+        " another language than it says needs {language} in its location"
+      )
     return [kept]
   pieces = {
     language: read(

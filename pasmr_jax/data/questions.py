@@ -79,7 +79,8 @@ def read_questions(
     language: code of the questions, where the file does not tell; where it does, only questions in
       this language are kept (None keeps all).
     columns: for `json` and `huggingface`, from a field of `Question` to the column that holds it;
-      `text` is needed, `id` is counted if absent, `language` may be given as code or English name.
+      `text` is needed, `id` is counted if absent, `language` may be given as code or English name,
+      and with `language` given a file may lack its column.
     solutions: whether records carry solutions. `parallel_equations` then leaves out rows without
       equations.
     answers: whether records carry gold answers.
@@ -100,9 +101,9 @@ def read_questions(
   rows: Iterable[_Row]
   match format:
     case "mgsm":
-      rows, language = _mgsm(path, answers), language or _language_in_name(path)
+      rows, language = _mgsm(path, answers), language or _named_language(path)
     case "msvamp":
-      language = language or _language_in_name(path)
+      language = language or _named_language(path)
       rows = _msvamp(path, language, answers)
     case "gsm8k":
       rows, language = _gsm8k(path, solutions, answers), language or "en"
@@ -111,10 +112,11 @@ def read_questions(
     case "mgsm8k_instruct":
       rows = _mgsm8k_instruct(path, solutions, answers)
     case "json":
-      rows = _by_column(_json_rows(path), _named_columns(path, columns or {}, solutions, answers))
+      named = _named_columns(path, columns or {}, solutions, answers)
+      rows = _by_column(_json_rows(path), named, language)
     case _:
       named = _named_columns(path, columns or {}, solutions, answers)
-      rows = _by_column(_huggingface_rows(path, subset, split, named), named)
+      rows = _by_column(_huggingface_rows(path, subset, split, named, language), named, language)
   return _questions(path, rows, language)
 
 
@@ -185,9 +187,16 @@ def _mgsm8k_instruct(path: str, solutions: bool, answers: bool) -> Iterator[_Row
     yield where, row
 
 
-def _by_column(rows: Iterable[tuple[str, Any, int]], columns: Mapping[str, str]) -> Iterator[_Row]:
+def _by_column(
+  rows: Iterable[tuple[str, Any, int]], columns: Mapping[str, str], language: str | None
+) -> Iterator[_Row]:
+  """Rows of the named columns; where `language` is known, a row need not tell it."""
+  told = columns.get("language")
+  columns = {field: column for field, column in columns.items() if field != "language"}
   for where, item, number in rows:
     row = {field: _column(item, column, where) for field, column in columns.items()}
+    if told is not None and (language is None or told in item):
+      row["language"] = _column(item, told, where)
     yield where, {"id": f"{number:06d}", **row}
 
 
@@ -288,7 +297,7 @@ def _json(text: str, where: str) -> Any:
 
 
 def _huggingface_rows(
-  path: str, subset: str | None, split: str, columns: Mapping[str, str]
+  path: str, subset: str | None, split: str, columns: Mapping[str, str], language: str | None
 ) -> Iterator[tuple[str, Any, int]]:
   import datasets
   from datasets import config as settings
@@ -305,11 +314,12 @@ def _huggingface_rows(
     raise ValueError(f"{where}: datasets cannot load it: {error}{reason}") from error
   finally:
     settings.HF_HUB_OFFLINE = offline
-  missing = [column for column in columns.values() if column not in rows.column_names]
-  if missing:
+  present = [column for column in columns.values() if column in rows.column_names]
+  optional = columns.get("language") if language is not None else None
+  if missing := [column for column in columns.values() if column not in (*present, optional)]:
     raise ValueError(f"{where}: no column {missing[0]!r}; it has {', '.join(rows.column_names)}")
   # Only the named columns are read, so that what is not named cannot matter.
-  for number, row in enumerate(rows.select_columns(list(columns.values())), start=1):
+  for number, row in enumerate(rows.select_columns(present), start=1):
     yield f"{where}: row {number}", row, number
 
 
@@ -362,9 +372,18 @@ def _language_code(name: Any, where: str) -> str:
     raise ValueError(f"{where}: {error}") from error
 
 
-def _language_in_name(path: str) -> str:
-  """Language that ends a file name: mgsm_sw.tsv, test_Swahili.json."""
+def language_in_name(path: str) -> str | None:
+  """Language that ends a file name: mgsm_sw.tsv, test_Swahili.json; None if none does."""
+  try:
+    return _named_language(path)
+  except ValueError:
+    return None
+
+
+def _named_language(path: str) -> str:
   stem = os.path.splitext(os.path.basename(path))[0]
   return _language_code(
-    stem.rpartition("_")[2], f"{path}: language expected after the last '_' of the file name"
+    stem.rpartition("_")[2],
+    f"{path}: language expected after the last '_' of the file name, or {{language}} in its"
+    " location",
   )

@@ -13,8 +13,6 @@ from pasmr_jax.models.families import Family, Stated, family_config, find_family
 from pasmr_jax.models.stored import Cut, StoredTensor, TensorSource
 from pasmr_jax.text import hub
 
-_WEIGHTS = "*.safetensors"
-
 
 def folder_config(path: str) -> TransformerConfig:
   """The config of a folder or hub id; errors as `pretrained.load_config`."""
@@ -26,7 +24,7 @@ def folder_statement(path: str) -> tuple[Stated, Family]:
   import transformers  # slow to import, and reading GGUF needs none of it
   from huggingface_hub.errors import StrictDataclassError
 
-  file = find_folder(path, ["config.json"]) / "config.json"
+  file = find_folder(path) / "config.json"
   if not file.is_file():
     raise FileNotFoundError(f"{file.parent}: found no config.json")
   try:
@@ -44,22 +42,21 @@ def folder_statement(path: str) -> tuple[Stated, Family]:
 
 def folder_json(path: str) -> dict[str, Any]:
   """config.json as it is written."""
-  file = find_folder(path, ["config.json"]) / "config.json"
+  file = find_folder(path) / "config.json"
   return json.loads(file.read_text("utf-8"))
 
 
-def find_folder(path: str, patterns: list[str]) -> pathlib.Path:
-  """The folder itself, or the local snapshot of a hub id with the files that match.
+def find_folder(path: str, weights: bool = False) -> pathlib.Path:
+  """The folder itself, or the local snapshot of a hub id with config.json, or all that loads it.
 
-  `*.safetensors` stands for those that hold the model: a hub id may have it in another layout too.
+  Of the weights only the files that hold the model: a hub id may have it in another layout too.
   """
   if pathlib.Path(path).is_dir():
     return pathlib.Path(path)
-  files = [pattern for pattern in patterns if pattern != _WEIGHTS]
-  folder = hub.snapshot(str(path), files)
-  if _WEIGHTS not in patterns:
-    return folder
-  return hub.snapshot(str(path), [*files, *_weight_files(folder)])
+  if not weights:
+    return hub.snapshot(path, ["config.json"])
+  folder = hub.snapshot(path, ["*.json"])
+  return hub.snapshot(path, ["*.json", *_weight_files(folder)])
 
 
 @contextlib.contextmanager
@@ -67,7 +64,7 @@ def open_folder(path: str, config: TransformerConfig) -> Iterator[TensorSource]:
   """Opens the folder's safetensors; what is read of a tensor is the part asked for."""
   import safetensors
 
-  folder = find_folder(path, ["*.json", _WEIGHTS])
+  folder = find_folder(path, weights=True)
   files = _weight_files(folder)
   absent = [name for name in files if not (folder / name).is_file()]
   if absent:

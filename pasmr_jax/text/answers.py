@@ -30,6 +30,7 @@ MAX_CHARACTERS = 16_384
 MAX_STATEMENTS = 40  # explicit statements tried before the last number is taken
 _STATEMENT_CHARACTERS = 240  # read after a marker or answer word
 _BOX_CHARACTERS = 400
+_UNIT_CHARACTERS = 24  # at the end of a statement: "a day", "sq ft", "in all of it"
 _LAST_NUMBER_REACH = (28, 400, 4_000)  # characters before the last digit, the nearest first
 _MAX_WORDS_AFTER_VERB = 4  # "the answer is that she now has 5"
 _MAX_WORDS_BEFORE_COLON = 6  # "answer to the first question: 5"
@@ -53,11 +54,12 @@ _HAS_DIGIT = re.compile(r"[0-9]")
 _SENTENCE_END = re.compile(r"[!?！？。।॥؟۔።;\n]|\.(?=\s+\S|$)")
 _CLAUSE_END = re.compile(r"[!?！？。।॥؟۔።;\n,、，(]|\.(?=\s+\S|$)")
 _ABBREVIATION = re.compile(rf"(?<!{_LETTER}){_LETTER}{{1,6}}\.$")
+_DASH = r"–(?=\\?\$?[0-9])"  # of a range or a difference: 10–12, $10–$12
 _OPERATOR_AFTER = re.compile(
-  r"–(?=[0-9])|\s?(?:[-+*/^_×÷·=<>≤≥±√(\[]|\\(?![$%,; )\]]|text|mathrm|mbox)|[a-zπ](?![^\W\d_]))"
+  rf"{_DASH}|\s?(?:[-+*/^_×÷·=<>≤≥±√(\[]|\\(?![$%,; )\]]|text|mathrm|mbox)|[a-zπ](?![^\W\d_]))"
 )
 _OPERATOR_BEFORE = re.compile(r"(?:[-+*/^_×÷·=<>≤≥±√(\[{]|\\[A-Za-z]+)\s?$")
-_OPERATION = re.compile(r"[-+*/^_×÷·=<>≤≥±√(\[]|–(?=[0-9])")
+_OPERATION = re.compile(r"[-+*/^_×÷·=<>≤≥±√(\[]|" + _DASH)
 _HAS_MATHEMATICS = re.compile(r"[0-9\\^=+*/√π]")
 _BOX = re.compile(r"\s{0,3}\{")
 _BRACE = re.compile(r"[{}]")
@@ -105,10 +107,14 @@ class _Reader:
       word_forms((*own.answer_verbs, *own.units, *own.currencies, *english.currencies))
     )
     self.unit = re.compile("|".join(map(re.escape, self.numbers.units)))
-    # "15 (3 * 5)" explains itself, "3 (x + 1)" and "3 (4 + 1) = 15" multiply
+    # "15 (3 * 5)" and "3 * 5 = 15 (5 * 3)" explain themselves, "3 (x + 1)", "3 (√2 + 1)" and
+    # "3 (4 + 1) = 15" multiply
     space = r"\s" if own.spaced else r"\s?"
-    inside = r"(?:[^()\[\]a-z\\]|\\(?:times|cdot|div)|x(?=\s?[0-9]))*"
-    self.explanation = re.compile(rf"{space}[(\[]{inside}[)\]](?!\s?[-+*/^=×÷·(\[])")
+    last_side = r".*=[^-+*/^_×÷·=<>≤≥±√()\[\]\\a-z]*[0-9]"
+    inside = r"(?:[^()\[\]a-z\\√πθαβ∞]|\\(?:times|cdot|div)|x(?=\s?[0-9]))*"
+    self.explanation = re.compile(
+      rf"((?:{last_side})?){space}[(\[]{inside}[)\]](?!\s?[-+*/^=×÷·(\[])"
+    )
 
   # ---- explicit statements ---------------------------------------------------------------------
 
@@ -279,8 +285,8 @@ class _Reader:
     self, window: str, lowered: str, begin: int, end: int, number: Number
   ) -> _Reading | None:
     """Value of a statement whose first number is `number`: that number, or the formula it is in."""
-    if self.explanation.match(lowered, number.end, end):
-      end = number.end
+    if explained := self.explanation.match(lowered, number.end, end):
+      end = explained.end(1)
     if not number.ratio:
       if "$" in window or "\\" in window:
         enclosing = self.formulas.enclosing(window, begin, number.start)
@@ -305,9 +311,12 @@ class _Reader:
     if spans and spans[0][:2] == (0, len(body)):
       value = self.formulas.expression(spans[0][2])
       return None if value is None else (value, start, start + len(body))
-    body = _LAST_WORDS.sub("", body)
+    if unit := _LAST_WORDS.search(body, max(0, len(body) - _UNIT_CHARACTERS)):
+      body = body[: unit.start()]
+    value = self.formulas.range(body)  # "10–12 km/h": short words too, and no product either
     sides = "=".join(body.split("=")[-2:])  # no others are read
-    value = None if _PROSE.search(sides) else self.formulas.expression(body)
+    if value is None and not _PROSE.search(sides):
+      value = self.formulas.expression(body)
     return None if value is None else (value, start, start + len(body))
 
   # ---- the last number -------------------------------------------------------------------------
@@ -427,8 +436,10 @@ def read_gold(text: str | None) -> Answer | None:
 
   None if there is none or it cannot be read: no single number is taken out of a boxed formula.
   """
-  answer = None if text is None else read_answer(text, "en")
-  if text is None or answer is None or ("\\boxed" in text and answer.rule != BOXED):
+  if text is None:
+    return None
+  answer = read_answer(text, "en")
+  if answer is not None and "\\boxed" in text and answer.rule != BOXED:
     return None
   return answer
 

@@ -66,7 +66,8 @@ WORDS = {
   "zu": Words("Umbuzo:", "Impendulo yesinyathelo ngesinyathelo:", "Impendulo:"),
 }
 
-_ENDED = r"[\n.!?。！？।॥؟۔።0-9)\]}$]"  # what ends a line or sentence, or the answer itself
+# What ends a line or sentence, or the answer itself.
+_ENDED = r"[\n.!?。！？।॥؟۔።\d%)\]}$€\"”’»」』）】]"
 
 # One worked example: question and answer as the file has them.
 Exemplar = tuple[str, str]

@@ -31,19 +31,22 @@ _LATEX_SPACING = re.compile(r"\\(?:left|right|displaystyle)(?![A-Za-z])|\\[!> ]"
 _BOLD = re.compile(r"\\(?:mathbf|textbf|boldsymbol|bm)\s?\{([^{}]{0,200})\}")
 _TEXT = re.compile(r"\\(?:mathrm|text|mbox)\s?\{([^{}]{0,200})\}")
 _LETTER = r"[^\W\d_]"
-_UNIT = re.compile(  # up to six words, with the punctuation and exponents that units have
-  # Nothing is given back (++, *+): a long word could be cut into six in millions of ways.
-  rf"[\s~*_`'\"$.,;:!。।॥۔፣።%°)\]}}|]*+(?:-?\\?(?:{_LETTER}|[\u0900-\u0dff\u200c\u200d'])++"
-  r"[\s.,;:!。।॥۔።%°)\]}*$²³/{-]*+(?:\^?\{?[23]\}?)?){0,6}$"
+_UNIT_WORDS = (  # up to six words, with the punctuation and exponents that units have
+  # Nothing is given back (++, *+): a long word could be cut into six in millions of ways. An
+  # exponent is glued to its letter or behind ^: "m2", "m-3", but "1 or 2" are two numbers.
+  rf"[\s~*_`'\"$.,;:!。।॥۔፣።%°)\]}}|]*+(?:-?\\?(?:{_LETTER}|[\u0900-\u0eff\u200c\u200d'])++"
+  rf"[\s.,;:!。।॥۔።%°)\]}}*$²³/{{-]*+(?:(?:\^\{{?|(?<={_LETTER})|(?<={_LETTER}-))[23]\}}?)?){{0,6}}$"
 )
+_UNIT = re.compile(_UNIT_WORDS)
 _EQUALS = re.compile(r"(?<![<>!])=|≈|\\approx(?![A-Za-z])")
 _BRACKET = re.compile(r"[(\[\]|]")
 _TIMES = re.compile(r"(?<=[0-9])\s?[xX]\s?(?=[0-9])")  # 4 x 5 and 4x5, not 4x
-_RANGE = re.compile(rf"([0-9][0-9.,]*)(?:-|–|\s–\s)([0-9][0-9.,]*)(?:\s?{_LETTER}+){{0,3}}")
+_AMOUNT = r"\\?\$?([0-9](?:[.,]?[0-9])*)"
+_RANGE = re.compile(rf"{_AMOUNT}(?:-|–|\s–\s){_AMOUNT}{_UNIT_WORDS}")
 _FUNCTION_WORDS = frozenset(("pi", "sqrt", "sin", "cos", "tan", "log", "ln"))
 _OPERATION = re.compile(r"[-+*/^_×÷·=<>≤≥±√(\[]")
 _CHAIN_GAP = re.compile(
-  r"[^.,;:!?\n=]{0,30}?(?P<mark>[-+*/×÷·=≈]|(?<![^\W\d_])x|\\times|\\cdot|\\div)[\s$({*\\]*"
+  r"[^.,;:!?\n=]{0,30}?(?P<mark>[-–+*/×÷·=≈]|(?<![^\W\d_])x|\\times|\\cdot|\\div)[\s$({*\\]*"
 )
 
 
@@ -76,8 +79,8 @@ class FormulaReader:
       number = self.amount(side)
       if number is not None:
         return value_of(number)
-    if match := _RANGE.fullmatch(plain):
-      return Symbolic(f"{match[1]}–{match[2]}")
+    if (span := self.range(plain)) is not None:
+      return span
     if re.search(r"[0-9][.,'{\\ \u00a0_][0-9,!}]", formula):
       formula = plain_runs(formula, self.numbers.language)
     value = symbolic.read_expression(_TIMES.sub("*", formula))
@@ -94,6 +97,13 @@ class FormulaReader:
     rest = text[number.end :]
     unit = not computes(rest) and _UNIT.match(rest) and not self.opens_algebra(text, number.end)
     return number if not rest or unit else None
+
+  def range(self, text: str) -> Symbolic | None:
+    """The range that `text` is, with a unit or without: 10-12, 10–12 km/h, but not 10-12x."""
+    match = _RANGE.match(text)
+    if match is None or computes(text) or self.opens_algebra(text, match.end(2)):
+      return None
+    return Symbolic(f"{match[1]}–{match[2]}")
 
   def box(self, text: str) -> Value | None:
     """What a box holds: a number with its unit, a formula, else a sentence or a word."""

@@ -80,13 +80,14 @@ class NumberReader:
     if own and not language.spaced:
       scale = f"(?:{_any(own)})|{scale}"
     self._scale = re.compile(rf"[ \u00a0~-]?(?:\\text\s?\{{\s?)?({scale})")
-    self._scale_before = (
-      re.compile(rf"(?<!\w)({_any(own)})[ \u00a0]+$") if language.scale_before else None
-    )
-    joint = rf"(?:(?:{_any(language.scale_joints)})[ \u00a0]+)?" if language.scale_joints else ""
-    self._scale_between = re.compile(
-      rf"[ \u00a0]+{joint}({_any(own)})[ \u00a0]+([0-9]{{1,3}})(?![0-9]|[.,][0-9])"
-    )
+    self._scale_before = None
+    if language.scale_before:
+      self._scale_before = re.compile(rf"(?<!\w)({_any(own)})[ \u00a0]+$")
+      joints = language.scale_joints
+      joint = rf"(?:(?:{_any(joints)})[ \u00a0]+)?" if joints else ""
+      self._scale_between = re.compile(
+        rf"[ \u00a0]+{joint}({_any(own)})[ \u00a0]+([0-9]{{1,3}})(?![0-9]|[.,][0-9])"
+      )
     currencies = word_forms((*english.currencies, *language.currencies))
     self.currency_words = frozenset(currencies)
     # A minus in words stands where a value begins: "is minus 3", but not "10 minus 3".
@@ -308,8 +309,8 @@ class NumberReader:
   def _sign(self, text: str, start: int) -> tuple[int, bool]:
     """Where the number begins with its sign and currency, and whether the sign is a minus.
 
-    Worked: "ist -5", "-$5", "$-5", "= - 5", "ist minus 5" are negative; "20 -12", "10-12", "20
-    minus 12" and "- 5" on a line of its own (a list item) are not.
+    Worked: "ist -5", "-$5", "$-5", "= - 5", "ist minus 5" and "ist minus $5" are negative; "20
+    -12", "10-12", "20 minus 12" and "- 5" on a line of its own (a list item) are not.
     """
     if start == 0:
       return start, False
@@ -320,12 +321,13 @@ class NumberReader:
       if visible not in self._before_amount:
         return start, False
       match = self._minus_before.search(text, max(0, start - 40), start)
+      currency = self._currency_before.search(text, max(0, start - 16), start)
+      if currency is not None:
+        place = currency.start()
+        match = match or self._minus_before.search(text, max(0, place - 40), place)
       if match is not None:
         return match.start(1), True
-      match = self._currency_before.search(text, max(0, start - 16), start)
-      if match is not None:
-        place = match.start()
-      elif before not in " \u00a0\u200b":
+      if currency is None and before not in " \u00a0\u200b":
         return start, False
     glued = True
     if place and text[place - 1] in " \u00a0\u200b":

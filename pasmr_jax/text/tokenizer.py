@@ -248,9 +248,8 @@ def load_tokenizer(
     _control_names={token: name for name, token in controls.items()},
     _control_pattern=re.compile(f"(?=({'|'.join(map(re.escape, names))}))"),
   )
-  for token in stop_tokens:
-    _check_kept_out(tokenizer, "stop_tokens", token)
-  for key, token in {"pad_token": pad_token, **delimiters}.items():
+  stops = (("stop_tokens", token) for token in stop_tokens)
+  for key, token in (*stops, ("pad_token", pad_token), *delimiters.items()):
     if token is not None and token in controls:
       _check_kept_out(tokenizer, key, token)
   return tokenizer

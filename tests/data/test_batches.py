@@ -91,6 +91,14 @@ def test_batch_larger_than_the_pool():
   assert join(shares) == batch
 
 
+def test_two_questions_of_one_id_are_told_apart():
+  """As of two files that count their questions: a sample is drawn by its question's id."""
+  pool = [Question("000001", "de", "Wie viele?"), Question("000001", "de", "Wie lange?")]
+  (batch,) = take(question_iterator(pool, 2, seed=0), 1)
+  assert {question.text for question in batch} == {question.text for question in pool}
+  assert ids([batch]) == [["000001", "000001/2"]]
+
+
 def test_processes_share_a_question_batch():
   whole = ids(take(question_iterator(QUESTIONS, 4, seed=5), 6))
   for count in (1, 2, 4):

@@ -143,6 +143,22 @@ def test_two_sources_of_a_pool_have_ids_of_their_own(tmp_path):
   ]
 
 
+def test_what_is_trained_on_may_have_an_id_again(tmp_path):
+  """Shards, slices of a file that overlap, and a source named twice for its weight."""
+  for name in ("easy", "hard"):
+    rows = [{"question": f"{name} {number}", "solution": "#### 1"} for number in range(3)]
+    (tmp_path / f"{name}.jsonl").write_text("\n".join(map(json.dumps, rows)))
+  shards = (f"json:{tmp_path}/easy.jsonl", f"json:{tmp_path}/hard.jsonl")
+  slices = (f"json:{tmp_path}/easy.jsonl[:2]", f"json:{tmp_path}/easy.jsonl[1:]")
+  for name in ("pivot", "target", "srl"):
+    for sources, texts in ((shards, 6), (slices, 3), (shards[:1] * 2, 3)):
+      config = _config(**{name: sources})
+      config.languages, config.data.columns.solution = ("de",), "solution"
+      found = read_pool(name, config)
+      assert len({q.text for q in found}) == texts
+      assert len({q.id for q in found}) == 3
+
+
 @pytest.mark.parametrize(
   ("source", "said"),
   [
@@ -183,8 +199,24 @@ def test_one_language_does_not_make_a_file_of_another_one_its_own(root, name, so
   config.data.root, config.languages = root, ("de",)
   if name == "pivot":
     config.pivot = "fr"
-  with pytest.raises(ValueError, match=f"data.{name}: .*: no question in "):
+  with pytest.raises(
+    ValueError, match=f"data.{name}: .*: no question in .* needs {{language}} in its location"
+  ):
     read_pool(name, config)
+
+
+@pytest.mark.parametrize(
+  ("format", "file"),
+  [("mgsm", "fragen.tsv"), ("mgsm", "mgsm_de_v2.tsv"), ("msvamp", "fragen.json")],
+)
+def test_a_file_whose_name_tells_no_language_has_that_of_the_pool(tmp_path, format, file):
+  row = {"query": "How many?", "m_query": "Wie viele?", "response": "1"}
+  (tmp_path / file).write_text("Wie viele?\t1" if format == "mgsm" else json.dumps(row))
+  config = _config(srl=(f"{format}:{tmp_path}/{file}",))
+  with pytest.raises(ValueError, match=r"the file name, or \{language\} in its location"):
+    read_pool("srl", config)
+  config.languages = ("de",)
+  assert [(q.language, q.text) for q in read_pool("srl", config)] == [("de", "Wie viele?")]
 
 
 def test_a_file_may_name_its_languages_in_a_column(tmp_path):
@@ -214,22 +246,47 @@ def test_a_file_may_name_its_languages_in_a_column(tmp_path):
     read_pool("srl", config)
 
 
-@pytest.mark.parametrize(
-  ("name", "source"),
-  [
-    ("triplets", "synthetic:3"),
-    ("translation", "synthetic:3"),
-    ("test", "synthetic:3"),
-    ("srl", "msvamp:{root}/test_{language}.json"),
-  ],
-)
-def test_english_references_are_refused_for_another_pivot(name, source):
+def test_a_file_of_one_language_needs_no_column_that_another_pool_has(tmp_path):
+  rows = [{"question": "Ngapi?", "lang": "sw"}, {"question": "Wie viele?", "lang": "German"}]
+  (tmp_path / "mixed.jsonl").write_text("\n".join(map(json.dumps, rows)))
+  (tmp_path / "plain_en.jsonl").write_text(json.dumps({"question": "How many?", "solution": "1"}))
+  config = _config(
+    srl=(f"json:{tmp_path}/mixed.jsonl",), pivot=(f"json:{tmp_path}/plain_{{language}}.jsonl",)
+  )
+  config.data.columns.update({"language": "lang", "solution": "solution"})
+  assert [q.language for q in read_pool("srl", config)] == ["sw", "de"]
+  assert [(q.language, q.text) for q in read_pool("pivot", config)] == [("en", "How many?")]
+  # where the file has the column, it is believed
+  (tmp_path / "plain_en.jsonl").write_text(json.dumps({**rows[0], "solution": "1"}))
+  with pytest.raises(ValueError, match="found no question in language 'en'"):
+    read_pool("pivot", config)
+
+
+@pytest.mark.parametrize("name", ["triplets", "translation"])
+@pytest.mark.parametrize("source", ["synthetic:3", "msvamp:{root}/test_{language}.json"])
+def test_english_references_are_not_taught_for_another_pivot(name, source):
   config = _config(**{name: (source,)})
   config.languages, config.pivot = ("sw",), "de"
   with pytest.raises(
     ValueError, match=f"data.{name}: .*: its references are English; .* pivot 'en'"
   ):
     read_pool(name, config)
+
+
+def test_another_pivot_has_no_english_references(tmp_path):
+  row = {"query": "How many?", "m_query": "Ngapi?", "response": "1"}
+  for language in ("de", "sw"):
+    (tmp_path / f"test_{language}.json").write_text(json.dumps(row))
+  config = _config()
+  config.languages, config.pivot, config.data.root = ("sw",), "de", str(tmp_path)
+  for name in ("pivot", "target", "srl", "development", "test"):
+    config.data[name] = ("synthetic:3",)
+    found = read_pool(name, config)
+    assert found
+    assert all(q.pivot_text is None for q in found)
+  for name in ("srl", "test"):
+    config.data[name] = ("msvamp:{root}/test_{language}.json",)
+    assert {q.pivot_text for q in read_pool(name, config)} == {None}
 
 
 @pytest.mark.parametrize(

@@ -131,6 +131,10 @@ def test_huggingface_by_columns(tmp_path, monkeypatch):
     Question("000001", "de", "Stifte?", answer="7"),
     Question("000002", "de", "Bälle?", answer="8"),
   ]
+  told = columns | {"language": "l"}  # a file of a known language need not tell it
+  assert len(read(str(folder), "huggingface", columns=told, language="de")) == 2
+  with pytest.raises(ValueError, match=r"no column 'l'; it has q, a, junk"):
+    read(str(folder), "huggingface", columns=told)
   with pytest.raises(ValueError, match=r"no column 'question'; it has q, a, junk"):
     read(str(folder), "huggingface", columns={"text": "question"}, language="de")
   with pytest.raises(ValueError, match=r"nowhere.* datasets cannot load it"):

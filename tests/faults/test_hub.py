@@ -106,5 +106,5 @@ def test_of_several_layouts_only_the_one_that_is_read_is_fetched(tmp_path, monke
     return str(tmp_path)
 
   monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot_download)
-  assert find_folder("owner/model", ["*.json", "*.safetensors"]) == tmp_path
+  assert find_folder("owner/model", weights=True) == tmp_path
   assert {file.name for file in tmp_path.iterdir()} == kept

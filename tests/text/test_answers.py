@@ -433,6 +433,12 @@ def test_costly_boxes_are_bounded():
     assert min(seconds(text, "en") for _ in range(2)) < 0.1, formula
 
 
+def test_a_row_of_short_words_is_bounded():
+  """Any of them may begin the unit that ends a statement."""
+  text = "\n".join(f"#### = {'a ' * 95}é" for _ in range(45))
+  assert min(seconds(text, "en") for _ in range(3)) < 0.06
+
+
 def test_ordinary_answers_are_quick():
   """100,000 in under 5 seconds is 50 microseconds each."""
   texts = [

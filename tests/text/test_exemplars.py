@@ -66,6 +66,13 @@ def test_without_exemplars_every_language_can_be_asked():
     (" 7\n **Frage:** 5?", "de", (), " 7\n **"),
     (" 7 Frage: 5?", "de", (), " 7 "),
     ("Frage: 5?", "de", (), ""),
+    (" উত্তর হল ১১ প্রশ্ন: 5?", "bn", (), " উত্তর হল ১১ "),  # a digit of any script
+    (" คำตอบคือ ๑๑ โจทย์: 5?", "th", (), " คำตอบคือ ๑๑ "),
+    (" 50% Question: 5?", "en", (), " 50% "),
+    (" 11 € Question : 5?", "fr", (), " 11 € "),
+    (' "7." Question: 5?', "en", (), ' "7." '),
+    ("答案是11个。」问题：5？", "zh", (), "答案是11个。」"),
+    ("答案是（11）问题：5？", "zh", (), "答案是（11）"),
     # The word inside a sentence announces nothing.
     ("让我们来解决这个问题：\n9 + 9 = 18。答案是 18。", "zh", (), None),
     ("この問題：9 + 9 = 18。答えは18。", "ja", (), None),

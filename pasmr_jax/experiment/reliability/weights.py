@@ -33,7 +33,7 @@ def weights_checksum(config: Config) -> str:
   path = source(config.model)
   if path.endswith(".gguf"):
     return _checksum([pathlib.Path(path)])
-  folder = find_folder(path, ["*.json", "*.safetensors"])
+  folder = find_folder(path, weights=True)
   return _checksum(sorted([folder / "config.json", *folder.glob("*.safetensors")]))
 
 
