@@ -4,7 +4,7 @@
     python plan.py --config=configs/pasmr_gemma.py:1b --topology=auto
     python plan.py --config=configs/pasmr_gemma.py:1b --topology=v5e:2x4 --max_batch
     python plan.py --config=configs/pasmr_gemma.py:9b --topology=v5e:4x8 --num_slices=2
-    python plan.py --config=configs/study_gemma3_270m.py:gpu --topology=h100:1
+    python plan.py --config=configs/pasmr_gemma.py:270m --topology=h100:1
 
 Exit code 0: it fits. 2: it does not, and which keys would help is said. 1: it cannot be planned.
 docs/tpu.md says what the figures mean and what they leave out; docs/gpu.md what GPUs need.

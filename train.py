@@ -1,7 +1,7 @@
 """Trains a model to reason in every language as well as it does in its best one (PASMR).
 
     python train.py --config=configs/tiny.py --workdir=runs/tiny
-    python train.py --config=configs/pasmr_gemma.py:1b --workdir=DIR --config.srl.group_size=16
+    python train.py --config=configs/pasmr_gemma.py:1b --workdir=DIR --config.data.root=DATA
 
 Running the same command again goes on where the last run stopped, exactly. A signal stops it at the
 next step; docs/operations.md has the exit codes and what to watch.

@@ -253,7 +253,7 @@ def evaluation() -> ConfigDict:
   config.ask = "pasmr"  # pasmr, native_cot, english_cot, direct, translate or reference
   config.exemplars = 0  # worked examples before the question, 0 to 8; 0 for pasmr
   config.exemplar_file = ""  # MGSM's exemplars.json, or one like it
-  config.template = "{question}"  # around a chain-of-thought prompt: the turn of a chat model
+  config.template = "{question}"  # around such a prompt, not pasmr's: the turn of a chat model
   config.stop = ("\n\n",)  # texts that end an answer after worked examples
   config.scoring = "pasmr"  # accuracy by: pasmr, lm_eval, lm_eval_flexible or mathoctopus
   config.pivot_agreement = False  # also ask the model its own translation, and compare (pasmr)

@@ -13,12 +13,14 @@ model, in its own chat template:
 
 Hardware: 1b is meant for a v5e-8 (8 x 16 GiB), bfloat16 compute, float32 parameters, because a
 learning rate of 1e-6 would be lost in the rounding of bfloat16. Parameters, gradients and two
-moments take 16 bytes a parameter over all chips, the frozen reference 4 more: 20 GB for 1b, 78 GB
-for 4b, 185 GB for gemma2 9b, 235 GB for 12b, 540 GB for 27b. `plan.py` says what fits. Nothing was
-run on a TPU; 270m was run on a CPU with its real weights (docs/results.md, docs/models.md).
+moments take 16 bytes a parameter over all chips, the frozen reference, in bfloat16, 2 more: 18 GB
+for 1b, 70 GB for 4b, 166 GB for gemma2 9b, 212 GB for 12b, 486 GB for 27b. `plan.py` says what
+fits. Nothing was run on a TPU; 270m was run on a CPU with its real weights (docs/results.md,
+docs/models.md).
 
-DATA holds `gsm8k_parallel/{language}.jsonl` (questions with their English originals),
-`gsm8k/train.jsonl` and `mgsm/mgsm_{language}.tsv`: the public GSM8K and MGSM files. The first 4,000
+DATA holds `gsm8k/train.jsonl` and `mgsm/mgsm_{language}.tsv`, the public GSM8K and MGSM files, and
+`gsm8k_parallel/{language}.jsonl`, GSM8K's questions in your languages with their English originals
+(keys id, language, question, pivot_question, pivot_solution, answer). The first 4,000
 parallel questions teach the mapping (PAM), the next 2,950 are asked without answers (SRL), 200 of
 the rest are for development; MGSM is the test.
 """

@@ -14,9 +14,10 @@ For an instruction-tuned model, in its own chat template:
 
     --config.model.pretrained=meta-llama/Llama-3.2-1B-Instruct --config.prompt.style=chat
 
-Hardware: 1b and 3b are meant for a v5e-8 (8 x 16 GiB), 8b for a v5e-16, bfloat16 compute, float32
-parameters. Parameters, gradients and two moments take 16 bytes a parameter over all chips, the
-frozen reference 4 more: 25 GB for 1b, 64 GB for 3b, 160 GB for 8b. None of these has been run on a
+Hardware: 1b and 3b are meant for a v5e-8 (8 x 16 GiB), 8b for a v5e-16 with
+--config.mesh.tensor=4, bfloat16 compute, float32 parameters. Parameters, gradients and two moments
+take 16 bytes a parameter over all chips, the frozen reference, in bfloat16, 2 more: 22 GB for 1b,
+58 GB for 3b, 145 GB for 8b. None of these has been run on a
 TPU, and of this family only SmolLM2-135M-Instruct was run with real weights (docs/models.md).
 Data, stages and their settings are those of configs/pasmr_gemma.py.
 """

@@ -15,9 +15,10 @@ For an instruction-tuned model, in its own chat template:
 
     --config.model.pretrained=Qwen/Qwen2.5-1.5B-Instruct --config.prompt.style=chat
 
-Hardware: up to 3b is meant for a v5e-8 (8 x 16 GiB), 7b and 8b for a v5e-16, bfloat16 compute,
-float32 parameters. Parameters, gradients and two moments take 16 bytes a parameter over all chips,
-the frozen reference 4 more: 10 GB for 0.5b, 31 GB for 1.5b, 62 GB for 3b. Nothing was run on a TPU;
+Hardware: up to 3b is meant for a v5e-8 (8 x 16 GiB), 7b and 8b for a v5e-16 with
+--config.mesh.tensor=4, bfloat16 compute, float32 parameters. Parameters, gradients and two moments
+take 16 bytes a parameter over all chips, the frozen reference, in bfloat16, 2 more: 9 GB for 0.5b,
+28 GB for 1.5b, 56 GB for 3b. Nothing was run on a TPU;
 Qwen2.5-Coder 0.5B Instruct was run on a CPU with its real weights (docs/results.md).
 Data, stages and their settings are those of configs/pasmr_gemma.py.
 """

@@ -13,12 +13,13 @@ cpu     two CPU cores, 16 GB, under two and a half hours: two trained languages 
         learn to reason. docs/results.md says how much of it was run.
 gpu     one GPU of 80 GB or more, hours: seven trained languages, three that are not, all weights,
         PAM to saturation, 300 steps of SRL. Planned, not run (docs/gpu.md).
-tpu     the same on a TPU slice of up to 16 chips. Planned, not run.
+tpu     the same on TPU chips: one as it stands; 2, 4, 8 or 16 with --set=srl.microbatches=8, 4, 2
+        or 1. Planned, not run.
 
-DATA holds what docs/results.md names: `gsm8k_parallel/{language}.jsonl`, `gsm8k/`, `mgsm/` and
-`msvamp/`. Rows 0 to 4,000 of the parallel questions teach the mapping (PAM), rows 4,050 to 6,900
-are asked without answers (SRL), rows 7,050 to 7,250 are for development. Between them rows are left
-out because each language lacks some of the questions: a row is not the same question everywhere.
+DATA holds what configs/pasmr_gemma.py names, and `msvamp/test_{Language}.json`. Rows 0 to 4,000 of
+the parallel questions teach the mapping (PAM), rows 4,050 to 6,900 are asked without answers (SRL),
+rows 7,050 to 7,250 are for development. Between them rows are left out because each language lacks
+some of the questions: a row is not the same question everywhere.
 Solutions in the target language are GSM8K's chain of equations, which is of no language. Where
 there are solutions in the languages themselves, name them:
 

@@ -9,7 +9,7 @@ it solves hardly any question in any language. The arms, the data and what is me
 cpu     two CPU cores, 16 GB: three trained languages and one that is not, LoRA, 120 steps of PAM
         on short questions and 24 of SRL; the test is MSVAMP. docs/results.md says what was run.
 gpu     as for Gemma, of which it takes all other settings. Planned, not run.
-tpu     the same on a TPU slice. Planned, not run.
+tpu     as for Gemma. Planned, not run.
 """
 
 from configs import study_gemma3_270m

@@ -22,7 +22,7 @@ from pasmr_jax.experiment.comparison import compare, read_scores
 from pasmr_jax.models.pretrained import load_config
 
 WAYS = ("greedy", "sampled")
-# Metrics of a step of self-feedback (docs/method.md) that tell what there was to learn from.
+# Metrics of a step of self-feedback that tell what there was to learn from.
 SIGNALS = (
   "well_formed_rate",
   "answered_rate",

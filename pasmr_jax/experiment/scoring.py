@@ -1,4 +1,4 @@
-"""Three rules by which a response counts as right, so that numbers compare with published ones.
+"""Four rules by which a response counts as right, so that numbers compare with published ones.
 
     pasmr             the exact value of the final answer, read by text/answers.py
     lm_eval           lm-evaluation-harness 0.4.13, tasks mgsm_*: filter strict-match

@@ -14,7 +14,7 @@ Value = Hashable  # an answer's exact value; None where there was no answer
 
 @dataclasses.dataclass(frozen=True)
 class Vote:
-  """The outcome of one vote (METHOD: votes)."""
+  """The outcome of one vote (docs/method.md, 2.3)."""
 
   label: Value | None  # the most frequent answer; None after a tie or when all are missing
   confidence: float  # votes for the most frequent answer / votes cast, in 0..1

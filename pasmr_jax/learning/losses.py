@@ -62,7 +62,7 @@ def policy_settings(srl: Config) -> PolicySettings:
 def supervised_loss(
   logprobs: Float[Array, "B T"], weights: Float[AnyArray, "B T"]
 ) -> Float[Array, ""]:
-  """L = - sum w log p: METHOD's PAM loss when w is 1 / (response tokens of the global batch)."""
+  """L = - sum w log p: PAM's loss if w is 1 / (response tokens of the global batch)."""
   return -(weights * logprobs).sum()
 
 
@@ -93,7 +93,7 @@ def kl_divergence(
 def policy_loss(
   logprobs: Float[Array, "B T"], batch: PolicyBatch, settings: PolicySettings
 ) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
-  """The clipped objective of METHOD step 6, its sign turned so that it is minimised.
+  """The clipped objective of docs/method.md, its sign turned so that it is minimised.
 
   - sum w [ m min(rho A, clip(rho, 1 - clip_low, 1 + clip_high) A) - kl_coef KL ]
 

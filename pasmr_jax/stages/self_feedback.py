@@ -1,4 +1,4 @@
-"""Self-feedback reinforcement learning (METHOD, stage 2): one step, told in order.
+"""Self-feedback reinforcement learning (docs/method.md, stage 2): one step, told in order.
 
 `SelfFeedbackStage.batch` narrates it:
 
@@ -407,7 +407,7 @@ class SelfFeedbackStage:
     return batch
 
   def _summary(self, experience: Experience) -> dict[str, float]:
-    """What is logged every step, over the questions of all processes (docs/method.md lists it)."""
+    """What is logged every step, over the questions of all processes."""
     questions, groups, judged = experience.questions, experience.groups, experience.judged
     samples = [sample for group in groups for sample in group]
     flat = [one for group in experience.scored for one in group]

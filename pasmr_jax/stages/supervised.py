@@ -1,4 +1,4 @@
-"""The supervised stages: `base` (built-in benchmark only) and `pam` (METHOD, stage 1).
+"""The supervised stages: `base` (built-in benchmark only) and `pam` (docs/method.md, stage 1).
 
 A pool of questions becomes examples (`examples`): a prompt and the response to be learned. Batches
 of packed examples come from `data.batches`; `SupervisedStage.update` learns from one.
@@ -32,7 +32,7 @@ def examples(
 
   Args:
     kind: `pivot` and `target`: question -> solution in its own language; `translation`: question ->
-      its pivot text; `triplets`: question -> <open> pivot text <close> solution, METHOD's PAM.
+      its pivot text; `triplets`: question -> <open> pivot text <close> solution, PAM.
     questions: the pool.
     tokenizer: of the model.
     prompt: `config.prompt`.

@@ -3,6 +3,7 @@
 from fractions import Fraction
 
 import pytest
+import sympy
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -53,6 +54,47 @@ def test_the_order_of_terms_does_not_count(terms: list[tuple[int, int]], data: s
   shuffled = data.draw(st.permutations(written))
   assert read_expression(" + ".join(written)) == read_expression(" + ".join(shuffled))
   assert read_expression(" + ".join(written)) is not None
+
+
+@st.composite
+def polynomials(draw: st.DrawFn, depth: int = 3) -> tuple[str, sympy.Expr]:
+  """An expression in LaTeX with symbols and roots, and the same as sympy has it."""
+  if depth == 0 or draw(st.integers(0, 3)) == 0:
+    kind = draw(st.sampled_from(["x", "y", "number", "root", "ratio"]))
+    number = draw(st.integers(1, 12))
+    if kind == "number":
+      return str(number), sympy.Integer(number)
+    if kind == "root":
+      return rf"\sqrt{{{number}}}", sympy.sqrt(number)
+    if kind == "ratio":
+      return rf"(\frac{{{number}}}{{7}})", sympy.Rational(number, 7)
+    return kind, sympy.Symbol(kind)
+  left, a = draw(polynomials(depth=depth - 1))
+  if draw(st.integers(0, 3)) == 0:
+    power = draw(st.integers(0, 3))
+    return f"({left})^{power}", a**power
+  right, b = draw(polynomials(depth=depth - 1))
+  kind = draw(st.sampled_from(["+", "-", "*"]))
+  if kind == "+":
+    return f"{left} + {right}", a + b
+  if kind == "-":
+    return f"{left} - ({right})", a - b
+  return f"({left})({right})", a * b
+
+
+@properties
+@given(polynomials(), polynomials())
+def test_formulas_are_equal_where_sympy_says_so(one: tuple[str, sympy.Expr], other):
+  (text, value), (other_text, other_value) = one, other
+  if max(len(text), len(other_text)) > MAX_CHARACTERS:
+    return
+  found, expanded = read_expression(text), sympy.expand(value)
+  assert found is not None
+  written = sympy.latex(expanded)
+  if len(written) <= MAX_CHARACTERS:
+    assert read_expression(written) == found
+  if (compared := read_expression(other_text)) is not None:
+    assert (compared == found) == (sympy.expand(value - other_value) == 0)
 
 
 @properties
