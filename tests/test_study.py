@@ -469,6 +469,18 @@ def test_a_leak_through_any_pool_that_is_learned_from_is_named(tmp_path):
     program.check_leakage(study)
 
 
+def test_a_translated_test_question_is_found_by_its_original_in_any_pool(tmp_path):
+  study = json_study(tmp_path, srl=["Frage drei", "Frage vier"])
+  rows = [
+    {"question": f"Swali {number}", "pivot": "test Frage eins!"} for number in ("moja", "tisa")
+  ]
+  write_lines(tmp_path, "srl_de.jsonl", rows)
+  with pytest.raises(leakage.LeakError, match=r"of srl.* 1 texts in common"):
+    program.check_leakage(study)
+  write_lines(tmp_path, "srl_de.jsonl", [{"question": row["question"]} for row in rows])
+  assert not program.check_leakage(study).leaks  # it may have none
+
+
 def test_edited_questions_are_compared_again(tmp_path):
   study = json_study(tmp_path)
   assert not program.check_leakage(study).leaks

@@ -206,7 +206,7 @@ def _read(pool: str, config: Config, sources: Sequence[str] | None = None) -> li
   for source in config.data[pool] if sources is None else sources:
     changed: Any = config.copy_and_resolve_references()
     changed.data[pool] = (source,)
-    questions = read_pool(pool, changed)
+    questions = read_pool(pool, changed, references=True)
     if _counts_lines(source, config):
       file = source.partition("[")[0]
       questions = [dataclasses.replace(one, id=f"{file}:{one.id}") for one in questions]

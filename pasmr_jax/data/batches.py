@@ -29,6 +29,7 @@ from jaxtyping import Float, Int
 from pasmr_jax.data.questions import Question
 
 # No threads: the records are in memory, and reading one costs less than handing it over.
+_ENDLESS = 2**53  # questions or examples that a stream has
 _READ_IN_PLACE = grain.ReadOptions(num_threads=0, prefetch_buffer_size=0)
 
 
@@ -266,7 +267,9 @@ def _shuffled(records: Sequence[Any], seed: int, pool: int) -> grain.MapDataset[
     epoch, place = divmod(index, len(records))
     return records[order(epoch)[place]]
 
-  return grain.MapDataset.range(len(records)).repeat().map_with_index(pick)
+  # Not grain's repetition without end, whose length no batch size of 1 can be taken of.
+  epochs = _ENDLESS // len(records)
+  return grain.MapDataset.range(len(records)).repeat(epochs).map_with_index(pick)
 
 
 def _numbered(batch: Sequence[Question]) -> list[Question]:

@@ -51,8 +51,13 @@ _NAMED = ("mgsm", "msvamp")  # formats of files that name their language
 _FIELDS = ("id", "language", "text", "pivot_text", "solution", "answer")
 
 
-def read_pool(name: str, config: Config) -> list[Question]:
+def read_pool(name: str, config: Config, references: bool = False) -> list[Question]:
   """The questions of `config.data.NAME`, source after source, language after language.
+
+  Args:
+    name: one of `NAMES`.
+    config: the whole configuration.
+    references: also the pivot texts that the pool has and does not use.
 
   Raises:
     ValueError: a malformed source or one that nothing is taken of, naming its key; two questions
@@ -80,7 +85,9 @@ def read_pool(name: str, config: Config) -> list[Question]:
     if match["format"] == "synthetic":
       pieces = [_synthetic(name, match["location"], language, config) for language in languages]
     else:
-      pieces = _read(name, match["format"], match["location"], languages, config, answers, key)
+      pieces = _read(
+        name, match["format"], match["location"], languages, config, answers, references, key
+      )
     taken = _taken(pieces, match, key)
     if foreign:
       taken = [dataclasses.replace(question, pivot_text=None) for question in taken]
@@ -169,6 +176,7 @@ def _read(
   languages: Sequence[str],
   config: Config,
   answers: bool,
+  references: bool,
   key: str,
 ) -> list[list[Question]]:
   columns = None
@@ -176,7 +184,7 @@ def _read(
     columns = {field: config.data.columns[field] for field in _FIELDS if config.data.columns[field]}
     if not answers:
       columns.pop("answer", None)
-    if name not in _TRANSLATED:
+    if name not in _TRANSLATED and not references:
       columns.pop("pivot_text", None)
   path, *place = location.replace("{root}", config.data.root).split(",")
   if len(place) > 2 or (place and format != "huggingface"):
@@ -196,6 +204,7 @@ def _read(
       answers=answers,
       subset=subset,
       split=split,
+      optional=() if name in _TRANSLATED else ("pivot_text",),
     )
 
   if "{target}" in location:

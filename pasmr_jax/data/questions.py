@@ -22,7 +22,7 @@ import dataclasses
 import json
 import os
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from typing import Any
 
 from pasmr_jax.text import hub
@@ -70,6 +70,7 @@ def read_questions(
   answers: bool,
   subset: str | None = None,
   split: str = "train",
+  optional: Collection[str] = (),
 ) -> list[Question]:
   """Reads the questions of one file or data set, in its order.
 
@@ -86,6 +87,7 @@ def read_questions(
     answers: whether records carry gold answers.
     subset: configuration of a `huggingface` data set.
     split: split of a `huggingface` data set.
+    optional: keys of `columns` whose column a file may lack.
 
   Raises:
     FileNotFoundError: no such file.
@@ -98,6 +100,7 @@ def read_questions(
     raise ValueError(f"{path}: columns are fixed for format {format!r}, expected none")
   if language is not None:
     _language_code(language, f"{path}: language")
+  lacking = {*optional, *(() if language is None else ("language",))}
   rows: Iterable[_Row]
   match format:
     case "mgsm":
@@ -113,10 +116,10 @@ def read_questions(
       rows = _mgsm8k_instruct(path, solutions, answers)
     case "json":
       named = _named_columns(path, columns or {}, solutions, answers)
-      rows = _by_column(_json_rows(path), named, language)
+      rows = _by_column(_json_rows(path), named, lacking)
     case _:
       named = _named_columns(path, columns or {}, solutions, answers)
-      rows = _by_column(_huggingface_rows(path, subset, split, named, language), named, language)
+      rows = _by_column(_huggingface_rows(path, subset, split, named, lacking), named, lacking)
   return _questions(path, rows, language)
 
 
@@ -188,15 +191,15 @@ def _mgsm8k_instruct(path: str, solutions: bool, answers: bool) -> Iterator[_Row
 
 
 def _by_column(
-  rows: Iterable[tuple[str, Any, int]], columns: Mapping[str, str], language: str | None
+  rows: Iterable[tuple[str, Any, int]], columns: Mapping[str, str], optional: Collection[str]
 ) -> Iterator[_Row]:
-  """Rows of the named columns; where `language` is known, a row need not tell it."""
-  told = columns.get("language")
-  columns = {field: column for field, column in columns.items() if field != "language"}
+  """Rows of the named columns; those of optional fields may be absent."""
   for where, item, number in rows:
-    row = {field: _column(item, column, where) for field, column in columns.items()}
-    if told is not None and (language is None or told in item):
-      row["language"] = _column(item, told, where)
+    row = {
+      field: _column(item, column, where)
+      for field, column in columns.items()
+      if field not in optional or column in item
+    }
     yield where, {"id": f"{number:06d}", **row}
 
 
@@ -297,7 +300,7 @@ def _json(text: str, where: str) -> Any:
 
 
 def _huggingface_rows(
-  path: str, subset: str | None, split: str, columns: Mapping[str, str], language: str | None
+  path: str, subset: str | None, split: str, columns: Mapping[str, str], optional: Collection[str]
 ) -> Iterator[tuple[str, Any, int]]:
   import datasets
   from datasets import config as settings
@@ -314,10 +317,10 @@ def _huggingface_rows(
     raise ValueError(f"{where}: datasets cannot load it: {error}{reason}") from error
   finally:
     settings.HF_HUB_OFFLINE = offline
-  present = [column for column in columns.values() if column in rows.column_names]
-  optional = columns.get("language") if language is not None else None
-  if missing := [column for column in columns.values() if column not in (*present, optional)]:
+  absent = {field: column for field, column in columns.items() if column not in rows.column_names}
+  if missing := [column for field, column in absent.items() if field not in optional]:
     raise ValueError(f"{where}: no column {missing[0]!r}; it has {', '.join(rows.column_names)}")
+  present = [column for field, column in columns.items() if field not in absent]
   # Only the named columns are read, so that what is not named cannot matter.
   for number, row in enumerate(rows.select_columns(present), start=1):
     yield f"{where}: row {number}", row, number

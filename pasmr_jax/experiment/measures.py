@@ -281,9 +281,12 @@ def _chrf(
 ) -> dict[str, float]:
   """chrF++ of the translations, 0 to 100, by language; a missing translation is an empty one.
 
-  A language without a reference, or of which nothing was translated, has none.
+  A language without a reference has none, nor has any where nobody was asked for a translation.
   """
   from sacrebleu.metrics.chrf import CHRF
+
+  if not any(item.translation for group in groups.values() for item in group):
+    return {}
 
   found = {}
   for language, group in groups.items():
@@ -292,7 +295,7 @@ def _chrf(
       for item in group
       if (language, item.id) in references
     ]
-    if any(translation for translation, _ in pairs):
+    if pairs:
       translations, originals = zip(*pairs, strict=True)
       found[language] = CHRF(word_order=2).corpus_score(translations, [originals]).score
   return found

@@ -78,14 +78,15 @@ class Bootstrap:
   def share_interval(self, columns: Sequence[int]) -> Interval:
     """The same for shares between 0 and 1.
 
-    If all answers are right, or all wrong, every resample is alike and says nothing of the
-    questions not asked: then it is Wilson's interval for one answer a question.
+    If all questions have the same share, such as all of their answers right, every resample is
+    alike and says nothing of the questions not asked: then it is Wilson's interval for one answer a
+    question.
     """
-    chosen = self._values[:, list(columns)]
-    seen = chosen[~np.isnan(chosen)]
-    if seen.min() == seen.max() and seen[0] in (0.0, 1.0):
-      return wilson(float(seen[0]), int((~np.isnan(chosen)).any(axis=1).sum()))
-    return self.interval(columns)
+    found = self.interval(columns)
+    if found.high - found.low > _ROUNDING:
+      return found
+    asked = ~np.isnan(self._values[:, list(columns)]).all(axis=1)
+    return wilson(min(max(found.low, 0.0), 1.0), int(asked.sum()))
 
 
 def wilson(share: float, count: int) -> Interval:

@@ -11,6 +11,7 @@ None needs a deep-learning framework.
 """
 
 import os
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
@@ -20,6 +21,9 @@ from sentencepiece import sentencepiece_model_pb2 as sentencepiece_proto
 from pasmr_jax.text import hub
 
 _TOKENIZER_FILES = ("*.json", "*.model", "*.txt", "*.jinja")
+# What marks turns and images, or is to spare, among pieces that a model's makers defined: not the
+# HTML tags and line ends that are there too.
+_MARK = re.compile(r"<unused\d+>|<[^<>\s]*[_|][^<>\s]*>")
 # Kinds of pieces; SentencePiece and GGUF number them alike.
 _UNKNOWN, _CONTROL, _USER_DEFINED, _UNUSED, _BYTE = 2, 3, 4, 5, 6
 
@@ -90,7 +94,9 @@ class SentencePieceVocabulary:
     self.adds_bos = adds_bos
     self.chat_template = chat_template
     self.controls: Mapping[str, int] = {
-      piece.piece: token for token, piece in enumerate(proto.pieces) if piece.type == _CONTROL
+      piece.piece: token
+      for token, piece in enumerate(proto.pieces)
+      if piece.type == _CONTROL or (piece.type == _USER_DEFINED and _MARK.fullmatch(piece.piece))
     }
 
   def encode(self, text: str) -> list[int]:

@@ -62,8 +62,9 @@ def join(batches):
 # ---- Questions ---------------------------------------------------------------------------------
 
 
-def test_each_question_once_an_epoch_in_a_new_order():
-  flat = join(ids(take(question_iterator(QUESTIONS, 2, seed=3), 14)))
+@pytest.mark.parametrize("size", [1, 2])
+def test_each_question_once_an_epoch_in_a_new_order(size):
+  flat = join(ids(take(question_iterator(QUESTIONS, size, seed=3), 28 // size)))
   epochs = [flat[start : start + 7] for start in range(0, 28, 7)]
   assert all(sorted(epoch) == [q.id for q in QUESTIONS] for epoch in epochs)
   assert len({tuple(epoch) for epoch in epochs}) == 4

@@ -200,6 +200,12 @@ def test_translations_are_compared_with_references():
   references = {("de", "q0"): "4 pens and 5 pens?", ("de", "q1"): "6 pens?"}
   renamed = [half[0], type(half[1])(**(vars(half[1]) | {"id": "q1"}))]
   assert measure(renamed, references, "en", "pasmr")["chrf/de"] < 100
+  # So does a language of which nothing was, but not where nobody is asked to translate.
+  swahili = type(half[0])(**(vars(half[1]) | {"language": "sw"}))
+  references |= {("sw", half[1].id): "6 pens?"}
+  found = measure([items[0], swahili], references, "en", "pasmr")
+  assert (found["chrf/de"], found["chrf/sw"], found["chrf/target"]) == (100, 0, 50)
+  assert "chrf/target" not in measure([swahili], references, "en", "pasmr")
 
 
 def test_lengths_and_truncation():

@@ -146,6 +146,24 @@ def test_controls_side_by_side(workdir, tmp_path):
   assert [one["run"] for one in blocks[1]["questions"]] == [0, 0, 0, 1, 1, 1]
 
 
+def test_evaluations_of_other_questions_come_after_no_stage(workdir, tmp_path):
+  other = json.dumps({"greedy": {"accuracy/de": 0.01, "target_accuracy": 0.01}})
+  arm = sample_run.write_run(tmp_path / "gold")
+  for folder in (workdir, arm):
+    (folder / "results" / "msvamp.json").write_text(other)
+  captions = _page(workdir, path=tmp_path / "one.html").texts["figcaption"]
+  assert "Accuracy by language, before (pam) and after (srl), greedy" in captions
+  assert "Accuracy by language, other evaluations, greedy" in captions
+  page = _page(workdir, arm, path=tmp_path / "two.html")
+  assert (
+    "gold: accuracy by language, before (pam) and after (srl), greedy" in page.texts["figcaption"]
+  )
+  assert ["greedy", "gold", "msvamp", "1.0", "1.0", "-"] in page.rows
+  text = (tmp_path / "two.html").read_text("utf-8")
+  last = text[text.index("After the last stage, greedy") :].partition("</figure>")[0]
+  assert "1.0" not in last
+
+
 def test_an_empty_directory_says_that_there_is_nothing_yet(tmp_path):
   page = _page(tmp_path, path=tmp_path / "report.html")
   said = " ".join(page.texts["p"])

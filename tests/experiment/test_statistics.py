@@ -61,6 +61,14 @@ def test_all_wrong_is_not_certainly_zero():
   assert Bootstrap(np.zeros((50, 1))).interval([0]) == Interval(0.0, 0.0)
 
 
+@pytest.mark.parametrize("values", [np.array([[1.0, 0.0]]), np.full((40, 1), 0.5)])
+def test_questions_that_are_all_alike_do_not_make_it_certain(values):
+  """One question that is right in one of two languages; one right sample of two of each."""
+  found = Bootstrap(values).share_interval(range(values.shape[1]))
+  assert found == wilson(0.5, len(values))
+  assert found.low < 0.4 < 0.6 < found.high
+
+
 def test_wilson_at_a_known_value():
   interval = wilson(0.5, 100)
   assert interval.low == pytest.approx(0.40383, abs=1e-4)

@@ -20,6 +20,9 @@ CORPUS = [
 ] * 20
 
 
+MARKS = ["<start_of_turn>", "<unused0>", "<|image|>", "<pivot>", "</pivot>", "<table>", "\n"]
+
+
 def train_sentencepiece(path, **options):
   model = io.BytesIO()
   sentencepiece.SentencePieceTrainer.train(
@@ -86,6 +89,7 @@ def paths(tmp_path_factory):
   return {
     "sentencepiece": train_sentencepiece(folder / "small.model"),
     "prefixed": train_sentencepiece(folder / "prefixed.model", add_dummy_prefix=True),
+    "marks": train_sentencepiece(folder / "marks.model", user_defined_symbols=MARKS),
     "nfkc": train_sentencepiece(folder / "nfkc.model", normalization_rule_name="nfkc"),
     "endless": train_sentencepiece(folder / "endless.model", eos_id=-1),
     "bytes": train_byte_level(folder / "bytes", special, **names),

@@ -338,3 +338,13 @@ def test_gemma_gguf_equals_transformers():
     ids = tokenizer.encode(text)
     assert ids == reference.encode(text, add_special_tokens=False)
     assert tokenizer.decode(ids) == text
+
+
+def test_marks_that_the_makers_defined_are_kept_out_of_text_as_control_tokens_are(paths):
+  marks = ["<start_of_turn>", "<unused0>", "<|image|>"]
+  tokenizer = load_tokenizer(paths["marks"], "<pivot>", "</pivot>")
+  text = f"Anna <table> has\n{''.join(marks)} 7 apples"
+  ids = tokenizer.encode(text)
+  assert tokenizer.decode(ids) == text
+  kept = {name: tokenizer.vocabulary.id_of(name) for name in (*marks, "<table>", "\n")}
+  assert [name for name, token in kept.items() if token in ids] == ["<table>", "\n"]

@@ -34,11 +34,20 @@ def accuracy(runs: Sequence[Run]) -> str:
   for way in in_order(way for run in runs for result in run.results.values() for way in result):
     figures = _side_by_side(runs, way) if len(runs) > 1 else []
     for run in runs:
-      found = [(name, result[way]) for name, result in run.results.items() if way in result]
-      if len(found) > 1 or (found and len(runs) == 1):
-        title = f"{_before_and_after(found)}, {way}"
-        title = title if len(runs) == 1 else f"{run.name}: {title[0].lower() + title[1:]}"
-        figures.append(_dots(title, found, joined=True))
+      found = [(name, result[way]) for name, result in run.of_stages.items() if way in result]
+      others = [
+        (name, result[way])
+        for name, result in run.results.items()
+        if way in result and name not in run.of_stages
+      ]
+      for title, drawn, joined in (
+        (_before_and_after(found), found, True),
+        ("Accuracy by language, other evaluations", others, False),
+      ):
+        if len(drawn) > 1 or (drawn and len(runs) == 1):
+          title = f"{title}, {way}"
+          title = title if len(runs) == 1 else f"{run.name}: {title[0].lower() + title[1:]}"
+          figures.append(_dots(title, drawn, joined=joined))
     parts.append("".join(figures))
   # The few charts of one run share rows; with several runs each way of asking begins a new one.
   grids = parts if len(runs) > 1 else ["".join(parts)]
@@ -64,7 +73,7 @@ def _side_by_side(runs: Sequence[Run], way: str) -> list[str]:
     if bars:
       figures.append(bar_chart(f"{title}, {way}", bars))
   # Runs without a result keep their place, so that each has one colour in all charts.
-  latest = [(run.name, list(run.results.values())[-1] if run.results else {}) for run in runs]
+  latest = [(run.name, list(run.of_stages.values())[-1] if run.of_stages else {}) for run in runs]
   last = [(name, result.get(way, {})) for name, result in latest]
   return [*figures, _dots(f"After the last stage, {way}", last, joined=False)]
 

@@ -13,6 +13,7 @@ import pathlib
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+STAGES = ("base", "pam", "srl")
 MAX_NOTICES = 10  # of steps whose numbers are not finite
 Points = list[tuple[int, float]]  # (step, value), as written
 
@@ -45,6 +46,11 @@ class Run:
   results: dict[str, dict[str, dict[str, float]]]  # result -> way of asking -> measure -> value
   rollouts: list[dict[str, Any]]  # one a question, as `rollout` lays it out
   notices: tuple[str, ...]  # what could not be read
+
+  @property
+  def of_stages(self) -> dict[str, dict[str, dict[str, float]]]:
+    """The results of stages, which follow one another; others may be of other questions."""
+    return {name: found for name, found in self.results.items() if name in (*STAGES, *self.curves)}
 
 
 def read_runs(workdirs: Sequence[pathlib.Path]) -> list[Run]:
@@ -80,7 +86,7 @@ def read_run(workdir: pathlib.Path, name: str) -> Run:
   """Reads one directory; what is missing is empty."""
   notices: list[str] = []
   curves: dict[str, dict[str, Points]] = {}
-  skipped = 0
+  skipped = not_finite = 0
   for line in _json_lines(workdir / "metrics.jsonl", notices):
     stage, step = line.get("stage"), line.get("step")
     if not isinstance(stage, str) or not isinstance(step, int):
@@ -94,7 +100,8 @@ def read_run(workdir: pathlib.Path, name: str) -> Run:
         infinite.append(metric)
       elif metric != "step" and number is not None:
         curves.setdefault(stage, {}).setdefault(metric, []).append((step, number))
-    if infinite and len(notices) < MAX_NOTICES:
+    if infinite and not_finite < MAX_NOTICES:
+      not_finite += 1
       notices.append(f"metrics.jsonl: {stage} step {step}: not finite: {', '.join(infinite)}")
   if skipped:
     notices.append(f"metrics.jsonl: {skipped} steps with an update that was skipped (not finite)")

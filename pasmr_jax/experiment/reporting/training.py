@@ -206,7 +206,7 @@ def numbers(runs: Sequence[Run]) -> str:
   for stage in stages:
     metrics = in_order(metric for run in runs for metric in run.curves.get(stage, {}))
     body = [
-      [metric, *(_mean_or_dash(run.curves.get(stage, {}).get(metric)) for run in runs)]
+      [metric, *(_at_the_end(metric, run.curves.get(stage, {}).get(metric)) for run in runs)]
       for metric in metrics
     ]
     caption = f"Stage {stage}: mean of the last {LAST_STEPS} logged steps; evaluations: the last"
@@ -218,11 +218,12 @@ def numbers(runs: Sequence[Run]) -> str:
   return "".join(parts)
 
 
-def _mean_or_dash(points: Points | None) -> str:
+def _at_the_end(metric: str, points: Points | None) -> str:
   if not points:
     return "-"
-  # Evaluations are far apart: their mean would be of another model.
+  # Evaluations, and what else is far apart: their mean would be of another model.
   span = points[-1][0] - points[0][0]
   sparse = len(points) < 2 or span / (len(points) - 1) > 10
-  last = points[-1:] if sparse else points[-LAST_STEPS:]
+  alone = sparse or metric.startswith(("development/", "alarm/"))
+  last = points[-1:] if alone else points[-LAST_STEPS:]
   return short(math.fsum(value for _, value in last) / len(last))

@@ -109,6 +109,11 @@ def test_notices_of_a_run_gone_wrong_stay_few(tmp_path):
   lines = [{"stage": "srl", "step": step, "loss": float("nan")} for step in range(1, 100)]
   sample_run.write_lines(tmp_path / "metrics.jsonl", lines)
   assert len(read_run(tmp_path, "x").notices) == reading.MAX_NOTICES
+  alarms = [{"stage": "srl", "step": step, "alarm/kl": 0.5} for step in range(1, 13)]
+  sample_run.write_lines(tmp_path / "metrics.jsonl", [*alarms, lines[0]])
+  told = read_run(tmp_path, "x").notices
+  assert len(told) == 13
+  assert "not finite: loss" in told[-1]
 
 
 def test_a_rollout_as_the_page_shows_it(workdir):
