@@ -145,7 +145,7 @@ def optimizer(learning_rate: float) -> ConfigDict:
   config.epsilon = 1e-8
   config.momentum = 0.95  # of muon, for the layers' matrices; adamw has its other parameters
   config.moment_dtype = ""  # float32 or bfloat16, which b2 near 1 is too fine for; '' is the
-  #                           parameters'; steps are computed in float32
+  #                           parameters'; adafactor's are float32; steps are computed in float32
   config.weight_decay = 0.0  # a step takes learning rate * weight_decay of a weight away
   config.decayed = "matrices"  # of: matrices (no norms, no biases), layers (no tables either), all
   config.clip_norm = 1.0  # of the global gradient; 0 is off

@@ -59,7 +59,9 @@ def make_optimizer(config: Config, steps: int) -> optax.GradientTransformation:
   if config.weight_decay > 0:
     parts.append(optax.add_decayed_weights(config.weight_decay, _decayed(config.decayed)))
   parts.append(optax.scale_by_learning_rate(make_schedule(config, steps)))
-  return _keeping_moments(optax.chain(*parts), config.moment_dtype)
+  # Adafactor's moments are few, and its decay nears 1: in bfloat16 they would stop moving.
+  dtype = "float32" if config.name == "adafactor" else config.moment_dtype
+  return _keeping_moments(optax.chain(*parts), dtype)
 
 
 def _direction(config: Config) -> optax.GradientTransformation:

@@ -109,7 +109,9 @@ def _llama(stated: Stated) -> dict[str, Any]:
 
 
 def _mistral(stated: Stated) -> dict[str, Any]:
-  """One window for all layers, or none (from version 0.2 on)."""
+  """One window for all layers, or none (from version 0.2 on); Ministral's layers state theirs."""
+  if stated.get("layer_types") is not None:
+    return {}
   windowed = stated.get("sliding_window") is not None
   return {"attention_pattern": ("local" if windowed else "global",)}
 

@@ -79,10 +79,18 @@ def open_folder(path: str, config: TransformerConfig) -> Iterator[TensorSource]:
       except safetensors.SafetensorError as error:
         raise ValueError(f"{folder / file}: no readable safetensors file: {error}") from error
       for stored in opened.keys():  # noqa: SIM118 (not a mapping)
-        name = _text_name(stored, config)
+        name = _text_name(stored)
         if name is not None:
           where[name] = opened.get_slice(stored)
           shapes[name] = tuple(where[name].get_shape())
+
+    if config.tie_embeddings and (head := where.pop("lm_head.weight", None)) is not None:
+      del shapes["lm_head.weight"]
+      if not _equal_rows(head, where.get("model.embed_tokens.weight")):
+        raise ValueError(
+          f"{folder}: config.json ties the output table to the embedding, and lm_head.weight is"
+          " another; expected tie_word_embeddings = false, or no such tensor"
+        )
 
     def name_of(tensor: StoredTensor, layer: int | None) -> str:
       return tensor.hugging_face.format(layer)
@@ -110,7 +118,16 @@ def _indexed_files(index: pathlib.Path) -> list[str]:
   return files
 
 
-def _text_name(name: str, config: TransformerConfig) -> str | None:
+def _equal_rows(one: Any, other: Any) -> bool:
+  """Whether two tables of a file are the same, read in parts."""
+  if other is None or one.get_shape() != other.get_shape():
+    return False
+  rows, part = one.get_shape()[0], 8192
+  cuts = [slice(begin, min(begin + part, rows)) for begin in range(0, rows, part)]
+  return all(np.array_equal(one[cut], other[cut]) for cut in cuts)
+
+
+def _text_name(name: str) -> str | None:
   """The name without a multimodal model's prefix; None for what the text model does not use."""
   if any(part in name for part in ("vision_tower.", "multi_modal_projector.")):
     return None
@@ -119,5 +136,4 @@ def _text_name(name: str, config: TransformerConfig) -> str | None:
   for prefix in ("model.language_model.", "language_model.model."):
     if name.startswith(prefix):
       return "model." + name.removeprefix(prefix)
-  name = name.removeprefix("language_model.")
-  return None if config.tie_embeddings and name == "lm_head.weight" else name
+  return name.removeprefix("language_model.")

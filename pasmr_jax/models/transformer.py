@@ -10,6 +10,7 @@ vocabulary]` must never exist.
 Axes: B batch, T length, D embed, V vocabulary, S keys, L layers.
 """
 
+import functools
 from typing import Any, cast
 
 import flax.linen as nn
@@ -21,7 +22,7 @@ from pasmr_jax.models import lora
 from pasmr_jax.models.attention import MASKED, Attention, Sight, segment_mask
 from pasmr_jax.models.cache import Cache, KeyValues, visible, write
 from pasmr_jax.models.config import TransformerConfig
-from pasmr_jax.models.layers import GatedMLP, RMSNorm, rope_angles, split_rows, weight
+from pasmr_jax.models.layers import GatedMLP, RMSNorm, rope_angles, split_rows, stored_weight
 from pasmr_jax.models.splash import uses_splash
 
 
@@ -74,10 +75,10 @@ class Transformer(nn.Module):
     axes = ("vocab", "embed")
     shape = (config.vocab_size, config.embed_dim)
     init = nn.initializers.normal(config.embed_dim**-0.5)
-    table = weight(self, "embedding", shape, axes, init, config)
+    table = stored_weight(self, "embedding", shape, axes, init, config)
     if not config.tie_embeddings:
-      weight(self, "head", shape, axes, init, config)  # read by output_table
-    x = jnp.take(table, tokens, axis=0)
+      stored_weight(self, "head", shape, axes, init, config)  # read by output_table
+    x = cast(Array, _look_up(table, tokens, config.dtype))
     if config.scale_embeddings:
       x *= jnp.asarray(config.embed_dim**0.5, x.dtype)
     x = split_rows(x)
@@ -110,6 +111,30 @@ class Transformer(nn.Module):
       computed.append(own)
     kept = tuple(computed) if self.keep else None
     return RMSNorm(config, name="final_norm")(x), kept
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
+def _look_up(table: Float[Array, "V D"], tokens: Int[Array, "B T"], dtype: str) -> Array:
+  """The tokens' rows, [B T D] in `dtype`.
+
+  A row's gradient is summed over its tokens in float32: in bfloat16 those of a token that a batch
+  has hundreds of times would stop counting.
+  """
+  return jnp.take(table.astype(dtype), tokens, axis=0)
+
+
+def _look_up_forward(table, tokens, dtype):
+  return _look_up(table, tokens, dtype), (table, tokens)
+
+
+def _look_up_backward(dtype, kept, gradient):
+  del dtype
+  table, tokens = kept
+  summed = jnp.zeros(table.shape, jnp.float32).at[tokens].add(gradient.astype(jnp.float32))
+  return summed.astype(table.dtype), None
+
+
+_look_up.defvjp(_look_up_forward, _look_up_backward)
 
 
 def decode_step(

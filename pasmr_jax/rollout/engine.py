@@ -13,7 +13,6 @@ from collections.abc import Sequence
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Key
 
@@ -26,12 +25,7 @@ from pasmr_jax.rollout.requests import Request, Rollouts, Usage, Watch
 from pasmr_jax.rollout.sampling import Sampling
 from pasmr_jax.rollout.scheduler import Layout, Scheduler
 
-
-@functools.partial(jax.jit, static_argnames="dtype")
-def _cast(params: Any, dtype: jnp.dtype) -> Any:
-  return jax.tree.map(lambda leaf: leaf.astype(dtype), params)
-
-
+_as_computed = jax.jit(transformer.as_computed, static_argnames="config")
 _unstack = jax.jit(transformer.unstacked)
 
 
@@ -76,10 +70,11 @@ class Engine:
     return param_shardings(self.decoding, self.mesh, rules.DECODING)
 
   def lay_out(self, params: Any) -> Any:
-    """Parameters as decoding reads them: its sharding, in the compute dtype. Once a step."""
-    dtype = jnp.dtype(self.config.dtype)
-    if any(leaf.dtype != dtype for leaf in jax.tree.leaves(params)):
-      params = _cast(params, dtype)
+    """Parameters as decoding reads them: its sharding, in the dtypes of use. Once a step."""
+    dtypes = lambda tree: [leaf.dtype for leaf in jax.tree.leaves(tree)]  # noqa: E731
+    computed = functools.partial(_as_computed, config=self.config)
+    if dtypes(params) != dtypes(jax.eval_shape(computed, params)):
+      params = computed(params)
     return jax.device_put(_unstack(params), self.shardings)
 
   def layout(self, rows: int, length: int) -> Layout:

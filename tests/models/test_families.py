@@ -230,3 +230,22 @@ def test_old_names_of_rotary_parameters_and_defaults_are_understood(tmp_path):
   # Mistral from 0.2 on has no window.
   file.write_text(json.dumps(written | {"model_type": "mistral", "sliding_window": None}))
   assert load_config(tmp_path).attention_pattern == ("global",)
+
+
+def test_mistrals_layers_may_have_kinds(tmp_path):
+  """transformers takes such a file for Ministral's."""
+  transformers = checkpoints.transformers
+  config = transformers.MistralConfig(**checkpoints.SIZES, sliding_window=6).to_dict()
+  kinds = ["full_attention", "sliding_attention"] * 2
+  (tmp_path / "config.json").write_text(json.dumps(config | {"layer_types": kinds}))
+  model = transformers.AutoModelForCausalLM.from_config(
+    transformers.AutoConfig.from_pretrained(tmp_path)
+  )
+  model.save_pretrained(tmp_path)
+  (tmp_path / "config.json").write_text(json.dumps(config | {"layer_types": kinds}))
+  found = load_config(tmp_path)
+  assert found.layer_kinds == ("global", "local") * 2
+  scores = apply(found, load_params(tmp_path, found), jnp.asarray(TOKENS))
+  with checkpoints.torch.no_grad():
+    expected = model(checkpoints.torch.tensor(TOKENS)).logits.numpy()
+  np.testing.assert_allclose(scores, expected, atol=1e-4)

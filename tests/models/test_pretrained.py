@@ -201,6 +201,22 @@ def test_all_tensors_that_do_not_fit_are_listed_at_once(broken):
   assert "model.layers.1.self_attn.q_norm.weight: found [7], expected [8]" in message
 
 
+def test_a_head_of_its_own_is_not_thrown_away(broken):
+  """Where config.json ties it: an equal one is the embedding again, another was trained."""
+  file, config = broken / "model.safetensors", load_config(broken)
+  assert config.tie_embeddings
+  expected, tensors = load_params(broken, config), safetensors_torch.load_file(file)
+  head = tensors["model.embed_tokens.weight"].clone()
+  for changed in (False, True):
+    head[-1, -1] += changed
+    safetensors_torch.save_file(tensors | {"lm_head.weight": head}, file)
+    if changed:
+      with pytest.raises(ValueError, match=r"lm_head\.weight is another; expected tie_word"):
+        load_params(broken, config)
+    else:
+      jax.tree.map(np.testing.assert_array_equal, load_params(broken, config), expected)
+
+
 def test_a_rope_that_is_not_supported_is_refused_by_name(broken):
   file = broken / "config.json"
   config = json.loads(file.read_text())

@@ -9,6 +9,7 @@ import pytest
 from pasmr_jax.models.cache import begin_rows, init_cache, settle
 from pasmr_jax.models.transformer import (
   Transformer,
+  _look_up,
   decode_step,
   init_params,
   logical_axes,
@@ -203,3 +204,19 @@ def test_initialisation_keeps_activations_of_order_one(small, tokens):
   assert jnp.std(mlp["down"]) == pytest.approx(512**-0.5, rel=0.05)
   assert jnp.std(params["layers"]["attention"]["output"]) == pytest.approx(256**-0.5, rel=0.05)
   assert jnp.std(params["embedding"]) == pytest.approx(256**-0.5, rel=0.05)
+
+
+@pytest.mark.parametrize("stored", ["float32", "bfloat16"])
+def test_a_token_that_a_batch_has_often_counts_each_time(stored):
+  """Summed in bfloat16 the gradient of its row would be half of what it is."""
+  tokens = np.full((64, 64), 3, np.int32)
+  weights = np.random.default_rng(0).normal(0.5, 1, (64, 64, 16)).astype(np.float32)
+
+  def loss(table):
+    return (_look_up(table, tokens, "bfloat16").astype(jnp.float32) * weights).sum()
+
+  gradient = jax.jit(jax.grad(loss))(jnp.zeros((8, 16), stored))
+  assert gradient.dtype == stored
+  expected = np.zeros((8, 16))
+  expected[3] = weights.astype(jnp.bfloat16).astype(np.float64).sum((0, 1))
+  np.testing.assert_allclose(gradient.astype(jnp.float32), expected, rtol=4e-3)

@@ -48,15 +48,15 @@ class Planner:
   @functools.cached_property
   def params(self) -> Any:
     """Abstract parameters as training holds them."""
-    return self._params(self.model, rules.TRAINING, self.model.param_dtype)
+    return self._params(self.model, rules.TRAINING)
 
   @functools.cached_property
   def decoded_params(self) -> Any:
     """Abstract parameters as `Engine.lay_out` gives them."""
-    return self._params(self.engine.decoding, rules.DECODING, self.model.dtype)
+    return self._as_computed(self._params(self.engine.decoding, rules.DECODING))
 
-  def _params(self, model: TransformerConfig, table: rules.Rules, dtype: str) -> Any:
-    shardings = meshes.param_shardings(model, self.mesh, table)
+  def _params(self, model: TransformerConfig, table: rules.Rules) -> Any:
+    shardings, dtype = meshes.param_shardings(model, self.mesh, table), model.param_dtype
     return jax.tree.map(
       lambda shape, sharding: jax.ShapeDtypeStruct(
         shape.shape, jnp.dtype(dtype), sharding=sharding
@@ -80,8 +80,11 @@ class Planner:
     """Abstract frozen parameters of stage 1."""
     if self.adapters is not None:
       return self.adapters
-    shapes = jax.eval_shape(lambda params: as_computed(params, self.model), self.params)
-    return abstract_params(shapes, jax.tree.map(lambda leaf: leaf.sharding, self.params))
+    return self._as_computed(self.params)
+
+  def _as_computed(self, params: Any) -> Any:
+    shapes = jax.eval_shape(lambda params: as_computed(params, self.model), params)
+    return abstract_params(shapes, jax.tree.map(lambda leaf: leaf.sharding, params))
 
   @functools.cached_property
   def copied(self) -> list[Any]:
