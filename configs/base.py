@@ -48,7 +48,7 @@ def model() -> ConfigDict:
   config.pretrained = ""  # Hugging Face folder, hub id or .gguf file; '' is random initialisation
   config.revision = ""  # branch, tag or commit of a hub id; '' is its main branch
   config.dtype = "float32"  # of activations: float32 or bfloat16
-  config.param_dtype = "float32"  # of parameters and optimizer moments
+  config.param_dtype = "float32"  # of parameters, their gradients and optimizer moments
   config.remat = "none"  # recompute in the backward pass: none, full (every layer) or dots
   config.scan_unroll = 1  # layers a loop iteration; small models decode faster unrolled
   config.attention = "auto"  # in training and scoring: xla, splash (a kernel for TPUs), or auto:

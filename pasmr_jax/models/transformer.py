@@ -117,8 +117,8 @@ class Transformer(nn.Module):
 def _look_up(table: Float[Array, "V D"], tokens: Int[Array, "B T"], dtype: str) -> Array:
   """The tokens' rows, [B T D] in `dtype`.
 
-  A row's gradient is summed over its tokens in float32: in bfloat16 those of a token that a batch
-  has hundreds of times would stop counting.
+  A row's gradient is summed over its tokens in the dtype of the parameters, whatever that of the
+  computation is: in bfloat16 those of a token that a batch has hundreds of times stop counting.
   """
   return jnp.take(table.astype(dtype), tokens, axis=0)
 
@@ -130,8 +130,7 @@ def _look_up_forward(table, tokens, dtype):
 def _look_up_backward(dtype, kept, gradient):
   del dtype
   table, tokens = kept
-  summed = jnp.zeros(table.shape, jnp.float32).at[tokens].add(gradient.astype(jnp.float32))
-  return summed.astype(table.dtype), None
+  return jnp.zeros_like(table).at[tokens].add(gradient.astype(table.dtype)), None
 
 
 _look_up.defvjp(_look_up_forward, _look_up_backward)

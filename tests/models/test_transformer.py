@@ -206,17 +206,15 @@ def test_initialisation_keeps_activations_of_order_one(small, tokens):
   assert jnp.std(params["embedding"]) == pytest.approx(256**-0.5, rel=0.05)
 
 
-@pytest.mark.parametrize("stored", ["float32", "bfloat16"])
-def test_a_token_that_a_batch_has_often_counts_each_time(stored):
-  """Summed in bfloat16 the gradient of its row would be half of what it is."""
+def test_a_token_that_a_batch_has_often_counts_each_time():
+  """Summed in bfloat16, which is computed in, the gradient of its row would be half of this."""
   tokens = np.full((64, 64), 3, np.int32)
   weights = np.random.default_rng(0).normal(0.5, 1, (64, 64, 16)).astype(np.float32)
 
   def loss(table):
     return (_look_up(table, tokens, "bfloat16").astype(jnp.float32) * weights).sum()
 
-  gradient = jax.jit(jax.grad(loss))(jnp.zeros((8, 16), stored))
-  assert gradient.dtype == stored
+  gradient = jax.jit(jax.grad(loss))(jnp.zeros((8, 16)))
   expected = np.zeros((8, 16))
   expected[3] = weights.astype(jnp.bfloat16).astype(np.float64).sum((0, 1))
-  np.testing.assert_allclose(gradient.astype(jnp.float32), expected, rtol=4e-3)
+  np.testing.assert_allclose(gradient, expected, rtol=1e-4)
