@@ -57,11 +57,11 @@ def compile_program(program: Program, devices: int, chip: Chip, quick: bool) -> 
     return too_much(program, chip)
   started = time.perf_counter()
   traced = program.function.trace(*program.arguments, **program.keywords)
-  options = {"exec_time_optimization_effort": -1.0} if quick else {}
+  jax.config.update("jax_optimization_level", "O1" if quick else "UNKNOWN")
   resident = {name: device_bytes(tree) for name, tree in program.resident.items()}
   report: dict[str, Any] = {"program": program.name, "calls": program.calls, "compiled": True}
   try:
-    compiled = _compiled(traced, chip, options)
+    compiled = _compiled(traced, chip)
   except jax.errors.JaxRuntimeError as error:
     if "RESOURCE_EXHAUSTED" not in str(error):
       raise
@@ -85,7 +85,7 @@ def compile_program(program: Program, devices: int, chip: Chip, quick: bool) -> 
   return report
 
 
-def _compiled(traced: Any, chip: Chip, options: Mapping[str, Any]) -> Any:
+def _compiled(traced: Any, chip: Chip) -> Any:
   """The compiled program.
 
   XLA for a GPU times several kernels for each product, where there is one, and leaves out those
@@ -93,11 +93,11 @@ def _compiled(traced: Any, chip: Chip, options: Mapping[str, Any]) -> Any:
   """
   lowered = traced.lower()
   try:
-    return lowered.compile(compiler_options=dict(options))
+    return lowered.compile()
   except jax.errors.JaxRuntimeError as error:
     if chip.platform != "cuda" or not str(error).startswith("INTERNAL"):
       raise
-  return lowered.compile(compiler_options={**options, "xla_gpu_enable_triton_gemm": False})
+  return lowered.compile(compiler_options={"xla_gpu_enable_triton_gemm": False})
 
 
 def held_bytes(program: Program) -> int:

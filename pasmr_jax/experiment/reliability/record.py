@@ -102,7 +102,8 @@ def write_record(workdir: pathlib.Path, identity: Any, mesh: jax.sharding.Mesh) 
 def _packages() -> dict[str, str]:
   """Versions of what is installed; a folder that an interrupted installer left has no name."""
   found = importlib.metadata.distributions()
-  return dict(sorted((one.metadata["Name"], one.version) for one in found if one.metadata["Name"]))
+  named = [one for one in found if "Name" in one.metadata]
+  return dict(sorted((one.metadata["Name"], one.version) for one in named))
 
 
 def _environment(variables: Mapping[str, str]) -> dict[str, str]:
