@@ -47,7 +47,7 @@ _FREE = (
   *(key for key in identity.FREE if key not in ("evaluation.", "tokenizer.path")),
   *("checkpoint.", "evaluation.development_", "evaluation.label_", "evaluation.batch_size"),
 )
-_FREE_OF_A_STAGE = (".microbatches", ".row_bucket")
+_FREE_OF_A_STAGE = tuple(f".{key}" for key in identity.FREE_OF_A_STAGE if key != "patience")
 _LOOK = 0.2  # seconds between looks at a running program
 
 

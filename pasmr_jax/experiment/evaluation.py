@@ -47,6 +47,8 @@ from pasmr_jax.parallel import processes
 from pasmr_jax.rollout.requests import stable_id
 from pasmr_jax.stages.self_feedback import Clock, SelfFeedbackStage
 
+_WAYS = ("greedy", "sampled")  # of answering a test
+
 
 def judge_accuracy(
   stage: SelfFeedbackStage, state: TrainState, questions: Sequence[Question]
@@ -85,9 +87,6 @@ def judge_accuracy(
     "label_accuracy": float(np.mean(label_right)),
     "reward_accuracy": float(np.mean(reward_right)),
   }
-
-
-_WAYS = ("greedy", "sampled")  # of answering a test
 
 
 class Evaluator:

@@ -90,7 +90,7 @@ def export_adapters(
       " Hugging Face; expected --merge_lora, which writes the whole model"
     )
   model = run.config.model
-  base = Base(_base_model(run.config), model.revision, pretrained.is_multimodal(source(model)))
+  base = Base(published(model.pretrained), model.revision, pretrained.is_multimodal(source(model)))
   with _finished(folder) as partial:
     write_adapters(partial, adapters, settings, run.model, base)
     _write_surroundings(run, partial, checkpoint, ADAPTERS, "float32", adapters)
@@ -178,18 +178,13 @@ def _training_config(config: Config) -> dict[str, Any]:
   """The whole configuration, without where things lay on the machine that trained."""
   values = json.loads(config.to_json_best_effort())
   values["data"] |= _pools(config) | {"root": ""}
-  values["model"]["pretrained"] = _base_model(config)
+  values["model"]["pretrained"] = published(config.model.pretrained)
   values["tokenizer"]["path"] = published(config.tokenizer.path)
   values["init_from"] = pathlib.Path(config.init_from).name
   values["evaluation"]["exemplar_file"] = pathlib.Path(config.evaluation.exemplar_file).name
   if "://" not in config.checkpoint.notice:
     values["checkpoint"]["notice"] = pathlib.Path(config.checkpoint.notice).name
   return values
-
-
-def _base_model(config: Config) -> str:
-  """The hub id of what training began with, or the name of its file or folder."""
-  return published(config.model.pretrained)
 
 
 def _pools(config: Config) -> dict[str, list[str]]:
@@ -223,7 +218,7 @@ def _card(run: Run, checkpoint: str, family: str, dtype: str, params: Any) -> It
   if trained:
     yield "tags:\n- pasmr\n- math"
   yield "---"
-  yield f"\n# {_base_model(config) or 'A small model'}{', trained with PASMR' * trained}\n"
+  yield f"\n# {published(base) or 'A small model'}{', trained with PASMR' * trained}\n"
   if trained:
     yield (
       "PASMR (arXiv 2601.17671) teaches a model to reason in more languages with its own answers in"
@@ -238,7 +233,7 @@ def _card(run: Run, checkpoint: str, family: str, dtype: str, params: Any) -> It
     yield f"Nothing was trained: the model is as it was{new}.\n"
   yield f"- {parameter_count(params):,} parameters, {dtype}, architecture `{family}`."
   if config.model.revision:
-    yield f"- Began with revision `{config.model.revision}` of `{_base_model(config)}`."
+    yield f"- Began with revision `{config.model.revision}` of `{published(base)}`."
   if trained:
     yield from _how_it_answers(run)
   yield "\n## Scores\n"

@@ -283,10 +283,9 @@ def _chrf(
 
   A language without a reference has none, nor has any where nobody was asked for a translation.
   """
-  from sacrebleu.metrics.chrf import CHRF
-
   if not any(item.translation for group in groups.values() for item in group):
     return {}
+  from sacrebleu.metrics.chrf import CHRF
 
   found = {}
   for language, group in groups.items():
