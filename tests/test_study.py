@@ -258,6 +258,14 @@ def test_a_finished_program_remembers_its_model_by_name(tmp_path):
   made = finished_program(tmp_path, **{"model.pretrained": "owner/model"})
   with pytest.raises(ValueError, match="= 'owner/model', expected 'other/model'"):
     dataclasses.replace(made, settings={"model.pretrained": "other/model"}).finished()
+  # Legs of older code hold the last part alone, and so do newer ones of a folder that was there.
+  write_lines(tmp_path, "train.legs.jsonl", [
+    json.loads(line) | {"settings": json.loads(line)["settings"] | {"model.pretrained": "model"}}
+    for line in (tmp_path / "train.legs.jsonl").read_text().splitlines()
+  ])  # fmt: skip
+  assert made.finished()
+  with pytest.raises(ValueError, match="= 'model', expected 'owner/other'"):
+    dataclasses.replace(made, settings={"model.pretrained": "owner/other"}).finished()
 
 
 def test_a_program_may_be_known_by_more_than_its_tests_depend_on(tmp_path):
@@ -267,6 +275,10 @@ def test_a_program_may_be_known_by_more_than_its_tests_depend_on(tmp_path):
   assert made.finished()
   with pytest.raises(ValueError, match=r"evaluation\.development_questions = \d+, expected 9"):
     dataclasses.replace(made, settings={key: 9}).finished()
+  # Legs of code for which it was free, as the first is, do not say what it was.
+  first = (tmp_path / "train.legs.jsonl").read_text().splitlines()[0]
+  write_lines(tmp_path, "train.legs.jsonl", [json.loads(first)])
+  assert dataclasses.replace(made, settings={key: 9}).finished()
 
 
 def test_an_edited_configuration_is_another(tmp_path, monkeypatch):

@@ -137,11 +137,14 @@ class Program:
     if not done:
       return False
     before, now = done[-1]["settings"], self._kept()
-    # A key that is not written down is newer than that leg's code, or had its default.
+    # A key that is not written down is newer than that leg's code, or had its default; of those
+    # in `also` and of the model nothing is known where an old leg is silent.
     unset = dataclasses.replace(self, settings={})._kept()
-    before = unset | {"model.pretrained": now["model.pretrained"]} | before
+    unknown = {key: now[key] for key in (*self.also, "model.pretrained")}
+    before = unset | unknown | before
     for key in sorted(now):
-      if not _alike(before[key], now[key]):
+      same = _same_model if key == "model.pretrained" else _alike
+      if not same(before[key], now[key]):
         raise ValueError(
           f"{self.folder} holds a finished {self.script} with {key} = {before[key]!r}, expected"
           f" {now[key]!r}: name another --workdir, or move the folder away"
@@ -221,6 +224,13 @@ def _alike(before: Any, now: Any) -> bool:
   if isinstance(before, str):
     before = _value(now, before)
   return json.loads(json.dumps(before)) == now
+
+
+def _same_model(before: str, now: str) -> bool:
+  """As `_alike`; a folder counts by its name, also in legs that hold nothing else of a hub id."""
+  if "/" in before and "/" in now:
+    return before == now
+  return pathlib.PurePath(before).name == pathlib.PurePath(now).name
 
 
 def after_pam(arm: str, pam: pathlib.Path, steps: int, config: Config) -> dict[str, Any]:

@@ -198,7 +198,7 @@ def _by_column(
     row = {
       field: _column(item, column, where)
       for field, column in columns.items()
-      if field not in optional or column in item
+      if field not in optional or not isinstance(item, Mapping) or column in item
     }
     yield where, {"id": f"{number:06d}", **row}
 

@@ -191,12 +191,10 @@ class Evaluator:
 
   def test(self, stage: str) -> None:
     """Evaluates the stage's last checkpoint on the test pool, unless that was done before."""
-    # The first process alone looks: what others see of its files may be late.
-    there = processes.process_index() == 0 and self._results(stage).exists()
-    differing = self._differing(stage, self._made_of(self._fingerprint())) if there else ""
+    differing = self._standing(stage, self._made_of(self._fingerprint()))
     if differing:
       say(f"{stage}: asked again (other {differing})")
-    if processes.global_max(int(there and not differing)):
+    if differing == "":
       # It may have been killed between writing the results and removing these.
       self._remove_partials(stage)
     else:
@@ -224,8 +222,27 @@ class Evaluator:
         if way not in asked:
           self._items(name, way).unlink(missing_ok=True)
 
+  def _standing(self, name: str, made_of: Mapping[str, Any]) -> str | None:
+    """What the results of that name were made of otherwise, None if there are none.
+
+    The first process alone looks, for what others see of its files may be late, and tells all.
+
+    Raises:
+      ValueError: in every process, what they were made of cannot be read.
+    """
+    differing, broken = None, ""
+    if processes.process_index() == 0 and self._results(name).exists():
+      try:
+        differing = self._differing(name, made_of)
+      except ValueError as error:
+        broken = str(error)
+    differing, broken = json.loads(processes.gather_text(json.dumps([differing, broken]))[0])
+    if broken:
+      raise ValueError(broken)
+    return differing
+
   def _differing(self, name: str, made_of: Mapping[str, Any]) -> str:
-    """What the results of that name were made of otherwise; '' also if that is not known."""
+    """The keys that were otherwise; '' also if that is not known."""
     if not self._settings(name).exists():
       return ""
     try:
@@ -282,9 +299,7 @@ class Evaluator:
 
   def _expect_free(self, name: str, made_of: Mapping[str, Any]) -> None:
     """Raises ValueError, in every process, if the results of that name are of something else."""
-    there = processes.process_index() == 0 and self._results(name).exists()
-    differing = processes.gather_text(self._differing(name, made_of) if there else "")[0]
-    if differing:
+    if differing := self._standing(name, made_of):
       raise ValueError(
         f"{self._results(name)} is of another evaluation (other {differing}); expected another"
         f" --name, or --name={name} to overwrite it"

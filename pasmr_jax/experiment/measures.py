@@ -238,7 +238,7 @@ def measure(
   }
   for name, value in everywhere.items():
     found |= _where_known(name, groups, value, averages)
-  found |= _averaged_too("chrf", _chrf(groups, references), averages)
+  found |= _averaged_too("chrf", _chrf(groups, references, pivot), averages)
   for rule in (*RULES, None):
     found[f"rule/{rule or 'none'}"] = _mean([item.rule == rule for item in items])
   found |= {f"questions/{code}": len({i.id for i in group}) for code, group in groups.items()}
@@ -277,11 +277,12 @@ def _where_known(
 
 
 def _chrf(
-  groups: Mapping[str, Sequence[Item]], references: Mapping[tuple[str, str], str]
+  groups: Mapping[str, Sequence[Item]], references: Mapping[tuple[str, str], str], pivot: str
 ) -> dict[str, float]:
   """chrF++ of the translations, 0 to 100, by language; a missing translation is an empty one.
 
-  A language without a reference has none, nor has any where nobody was asked for a translation.
+  A language without a reference has none, nor has the pivot, from which nothing is translated, nor
+  any where nobody was asked for a translation.
   """
   if not any(item.translation for group in groups.values() for item in group):
     return {}
@@ -292,7 +293,7 @@ def _chrf(
     pairs = [
       (item.translation or "", references[language, item.id])
       for item in group
-      if (language, item.id) in references
+      if (language, item.id) in references and language != pivot
     ]
     if pairs:
       translations, originals = zip(*pairs, strict=True)

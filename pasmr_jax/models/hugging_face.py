@@ -86,7 +86,8 @@ def open_folder(path: str, config: TransformerConfig) -> Iterator[TensorSource]:
 
     if config.tie_embeddings and (head := where.pop("lm_head.weight", None)) is not None:
       del shapes["lm_head.weight"]
-      if not _equal_rows(head, where.get("model.embed_tokens.weight")):
+      embedding = where.get("model.embed_tokens.weight")
+      if embedding is not None and not _equal_rows(head, embedding):
         raise ValueError(
           f"{folder}: config.json ties the output table to the embedding, and lm_head.weight is"
           " another; expected tie_word_embeddings = false, or no such tensor"
@@ -120,7 +121,7 @@ def _indexed_files(index: pathlib.Path) -> list[str]:
 
 def _equal_rows(one: Any, other: Any) -> bool:
   """Whether two tables of a file are the same, read in parts."""
-  if other is None or one.get_shape() != other.get_shape():
+  if one.get_shape() != other.get_shape():
     return False
   rows, part = one.get_shape()[0], 8192
   cuts = [slice(begin, min(begin + part, rows)) for begin in range(0, rows, part)]

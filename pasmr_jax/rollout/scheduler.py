@@ -153,11 +153,12 @@ class Scheduler:
   def _shared(self) -> collections.deque[_Waiting]:
     """The queue, where devices would have none with samples split; each computes the prompt."""
     share = -(-sum(one.left for one in self.queue) // len(self.places))
-    return collections.deque(
-      _Waiting(one.request, begin, min(begin + share, one.end))
-      for one in self.queue
-      for begin in range(one.sample, one.end, share)
-    )
+    pieces = collections.deque()
+    for one in self.queue:
+      size = -(-one.left // -(-one.left // share))  # alike: 16 of at most 14 are 8 and 8
+      for begin in range(one.sample, one.end, size):
+        pieces.append(_Waiting(one.request, begin, min(begin + size, one.end)))
+    return pieces
 
   # A round, in order.
 

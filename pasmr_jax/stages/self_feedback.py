@@ -266,7 +266,9 @@ class SelfFeedbackStage:
   def _teacher(self, state: TrainState) -> Any:
     """Parameters of a teacher that is not the policy."""
     if self.config.feedback.teacher == "ema":
-      return self._laid_out(state, state.average)
+      # The average is float32; sampling is compiled for the policy's dtypes.
+      average = jax.tree.map(lambda one, of: one.astype(of.dtype), state.average, state.params)
+      return self._laid_out(state, average)
     if self.decoded_reference is None:
       self.decoded_reference = self._laid_out(state, self.reference)
     return self.decoded_reference

@@ -66,8 +66,8 @@ WORDS = {
   "zu": Words("Umbuzo:", "Impendulo yesinyathelo ngesinyathelo:", "Impendulo:"),
 }
 
-# What ends a line or sentence, or the answer itself.
-_ENDED = r"[\n.!?。！？।॥؟۔።\d%)\]}$€\"”’»」』）】]"
+# What ends a line or sentence, or the answer itself; of straight quotation marks one that closes.
+_ENDED = r"(?:[\n.!?。！？।॥؟۔።\d%)\]}$€”’»」』）】]|(?<=\S)\"(?=\s))"
 
 # One worked example: question and answer as the file has them.
 Exemplar = tuple[str, str]

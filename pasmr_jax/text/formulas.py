@@ -99,11 +99,14 @@ class FormulaReader:
     return number if not rest or unit else None
 
   def range(self, text: str) -> Symbolic | None:
-    """The range that `text` is, with a unit or without: 10-12, 10–12 km/h, but not 10-12x."""
+    """The range that `text` is, with a unit or without: 10-12, 10–12 km/h, but not 10-12x, 12-10."""
     match = _RANGE.match(text)
     if match is None or computes(text) or self.opens_algebra(text, match.end(2)):
       return None
-    return Symbolic(f"{match[1]}–{match[2]}")
+    low, high = (self.numbers.first(match[end], 0, len(match[end])) for end in (1, 2))
+    if low is None or high is None or low.value >= high.value:
+      return None
+    return Symbolic(f"{low.value}–{high.value}")
 
   def box(self, text: str) -> Value | None:
     """What a box holds: a number with its unit, a formula, else a sentence or a word."""

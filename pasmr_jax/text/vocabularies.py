@@ -134,7 +134,9 @@ class FastVocabulary:
       template.get("default") if isinstance(template, dict) else template
     )
     self.controls: Mapping[str, int] = {
-      added.content: token for token, added in model.added_tokens_decoder.items() if added.special
+      added.content: token
+      for token, added in model.added_tokens_decoder.items()
+      if added.special or _MARK.fullmatch(added.content)
     }
 
   def encode(self, text: str) -> list[int]:

@@ -271,6 +271,9 @@ def test_bad_arguments(tmp_path):
     read(path, "json", columns={"text": "q"})
   with pytest.raises(ValueError, match=r"own\.jsonl:1: no column 'a'; it has 'q'"):
     read(path, "json", columns={"text": "q", "answer": "a"}, language="de")
+  path = lines(tmp_path / "null.jsonl", {"q": "Stifte?"}, "null")
+  with pytest.raises(ValueError, match=r"null\.jsonl:2: found NoneType, expected an object with"):
+    read(path, "json", columns={"language": "l", "text": "q"}, language="de")
 
 
 @pytest.mark.shared_data

@@ -206,6 +206,12 @@ def test_translations_are_compared_with_references():
   found = measure([items[0], swahili], references, "en", "pasmr")
   assert (found["chrf/de"], found["chrf/sw"], found["chrf/target"]) == (100, 0, 50)
   assert "chrf/target" not in measure([swahili], references, "en", "pasmr")
+  # The pivot's questions may have an English text of their own, which nobody is asked for.
+  english = type(half[0])(**(vars(half[1]) | {"language": "en"}))
+  references |= {("en", english.id): "6 pens?"}
+  found = measure([items[0], english], references, "en", "pasmr")
+  assert found["chrf/all"] == found["chrf/target"] == 100
+  assert "chrf/en" not in found
 
 
 def test_lengths_and_truncation():

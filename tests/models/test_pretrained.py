@@ -215,6 +215,10 @@ def test_a_head_of_its_own_is_not_thrown_away(broken):
         load_params(broken, config)
     else:
       jax.tree.map(np.testing.assert_array_equal, load_params(broken, config), expected)
+  del tensors["model.embed_tokens.weight"]  # is what is told where there is none
+  safetensors_torch.save_file(tensors | {"lm_head.weight": head}, file)
+  with pytest.raises(ValueError, match=r"missing model\.embed_tokens\.weight"):
+    load_params(broken, config)
 
 
 def test_a_rope_that_is_not_supported_is_refused_by_name(broken):

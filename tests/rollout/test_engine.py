@@ -347,6 +347,15 @@ def test_a_prompt_of_many_samples_is_sampled_on_all_devices(engine, params):
     assert served.rollouts[0].tokens[sample, : len(tokens)].tolist() == tokens
 
 
+def test_samples_of_several_prompts_are_shared_alike(engine, params):
+  """Fifteen prompts of 8 samples are 15 rows a device, of 8 and 7 and not of 8, 7, 1."""
+  never = make_sampling(1.0, (63,))  # beyond the valid vocabulary
+  requests = [_request(PROMPTS[0], str(n), samples=8, sampling=never) for n in range(15)]
+  served = _serve(dataclasses.replace(engine, slots=128), params, requests)
+  assert served.usage.tokens == 120 * 24
+  assert served.usage.slot_steps == 128 * 24
+
+
 @pytest.mark.parametrize("samples", [4, 32])
 def test_samples_that_a_watch_asks_for_are_shared_too(engine, params, samples):
   never = make_sampling(1.0, (63,))  # beyond the valid vocabulary

@@ -4,6 +4,7 @@ import dataclasses
 import json
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
@@ -304,6 +305,16 @@ def test_the_teacher_answers(tokenizer, params, teacher):
   offset = {"policy": 1, "reference": 0, "ema": 2}[teacher]
   np.testing.assert_allclose(asked, np.asarray(params["embedding"]) + 1, atol=1e-6)
   np.testing.assert_allclose(solved, np.asarray(params["embedding"]) + offset, atol=1e-6)
+
+
+def test_an_average_in_float32_samples_in_the_policys_dtypes(tokenizer, params):
+  """Or all that samples would be compiled twice."""
+  stage, state, engine = _stage(tokenizer, params, feedback__teacher="ema")
+  rounded = jax.tree.map(lambda one: one.astype(jnp.bfloat16), state.params)
+  state = state.replace(params=rounded, average=state.params)
+  stage.batch(state, 0)
+  asked, solved = (jax.tree.map(lambda one: one.dtype, call["params"]) for call in engine.calls)
+  assert asked == solved
 
 
 @pytest.mark.parametrize("waiting", [0, 1])

@@ -71,6 +71,10 @@ def test_without_exemplars_every_language_can_be_asked():
     (" 50% Question: 5?", "en", (), " 50% "),
     (" 11 € Question : 5?", "fr", (), " 11 € "),
     (' "7." Question: 5?', "en", (), ' "7." '),
+    (' "seven" Question: 5?', "en", (), ' "seven" '),
+    (' "Question: how many?" and then 5.', "en", (), None),  # a quotation mark that opens
+    (' fragte "Frage: wie viele?" und dann 5.', "de", (), None),
+    ('他问"问题：多少？" 5。', "zh", (), None),
     ("答案是11个。」问题：5？", "zh", (), "答案是11个。」"),
     ("答案是（11）问题：5？", "zh", (), "答案是（11）"),
     # The word inside a sentence announces nothing.

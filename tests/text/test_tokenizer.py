@@ -9,6 +9,7 @@ import sentencepiece
 from hypothesis import given
 from hypothesis import strategies as st
 
+from pasmr_jax.text.fast_tokenizer import save_tokenizer
 from pasmr_jax.text.tokenizer import load_tokenizer
 
 SENTENCES = (
@@ -340,7 +341,7 @@ def test_gemma_gguf_equals_transformers():
     assert tokenizer.decode(ids) == text
 
 
-def test_marks_that_the_makers_defined_are_kept_out_of_text_as_control_tokens_are(paths):
+def test_marks_that_the_makers_defined_are_kept_out_of_text_as_control_tokens_are(paths, tmp_path):
   marks = ["<start_of_turn>", "<unused0>", "<|image|>"]
   tokenizer = load_tokenizer(paths["marks"], "<pivot>", "</pivot>")
   text = f"Anna <table> has\n{''.join(marks)} 7 apples"
@@ -348,3 +349,7 @@ def test_marks_that_the_makers_defined_are_kept_out_of_text_as_control_tokens_ar
   assert tokenizer.decode(ids) == text
   kept = {name: tokenizer.vocabulary.id_of(name) for name in (*marks, "<table>", "\n")}
   assert [name for name, token in kept.items() if token in ids] == ["<table>", "\n"]
+  # Nor does text have them when transformers' file of the same vocabulary is read.
+  save_tokenizer(tokenizer, tmp_path)
+  exported = load_tokenizer(str(tmp_path), "<pivot>", "</pivot>")
+  assert exported.encode(text) == ids
