@@ -75,10 +75,10 @@ def judge_accuracy(
   label_right, reward_right = [], []
   for question, group, judged in zip(questions, experience.groups, experience.judged, strict=True):
     gold = gold_answer(question).answer.value
-    for sample, vote, agreement, valid in zip(
-      group, judged.votes, judged.agreement, judged.valid, strict=True
+    for sample, vote, agreement, labelled in zip(
+      group, judged.votes, judged.agreement, judged.labelled, strict=True
     ):
-      if valid:
+      if labelled:
         label_right.append(vote.label == gold)
         reward_right.append((agreement >= 0.5) == (sample.answer == gold))
   if not label_right:

@@ -20,6 +20,7 @@ from pasmr_jax.learning import advantages, losses, optim
 from pasmr_jax.models.config import ATTENTIONS
 from pasmr_jax.models.lora import TARGETS
 from pasmr_jax.parallel.processes import process_count
+from pasmr_jax.rollout.sampling import MAX_STOP_IDS
 from pasmr_jax.stages.supervised import KINDS
 from pasmr_jax.text.chat import STYLES
 from pasmr_jax.text.exemplars import MAX_EXEMPLARS
@@ -104,6 +105,10 @@ def _general(config: Config) -> Iterator[str]:
   if bool(config.tokenizer.open) != bool(config.tokenizer.close):
     found = {key: config.tokenizer[key] for key in ("open", "close")}
     yield f"tokenizer.open and tokenizer.close are {found}; expected both or neither to be ''"
+  if len(config.tokenizer.stop) >= MAX_STOP_IDS:  # the end of sequence is one too
+    yield (
+      f"tokenizer.stop has {len(config.tokenizer.stop)} tokens; expected at most {MAX_STOP_IDS - 1}"
+    )
   for key in ("question", "translation"):
     template = config.prompt[key]
     if template.count("{question}") != 1:
@@ -190,7 +195,7 @@ def _numbers(config: Config) -> Iterator[str]:
         if not allows(value):
           yield f"{key} is {value}; expected {expected}"
         break
-  if config.srl.group_size == 1 and config.feedback.source != "random":
+  if config.srl.group_size == 1:
     yield "srl.group_size is 1; expected at least 2, or no response has another to compare with"
 
 
@@ -233,6 +238,8 @@ def _batches(config: Config, devices: int) -> Iterator[str]:
       config[stage].microbatches, devices,
     )  # fmt: skip
   srl = config.srl
+  if "srl" in config.stages and srl.questions % process_count():
+    yield f"srl.questions is {srl.questions}; expected a multiple of {process_count()} processes"
   rows = srl.questions * srl.group_size
   if srl.update_rows > rows:
     yield f"srl.update_rows is {srl.update_rows}; expected at most questions * group_size = {rows}"

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
   import lingua
 
 UNKNOWN = "unknown"  # too little to tell
-OTHER = "other"  # enough to tell that it is none of the languages in play
+OTHER = "other"  # enough to tell that it is no one of the languages in play
 
 # Of a longer text its beginning, middle and end are read, so that a drift from one language into
 # another shows, at the cost of this many characters.
@@ -35,6 +35,7 @@ MIN_SCRIPT_SHARE = 0.6
 # Letters needed where the script alone decides; where lingua has to, or for 'other'.
 MIN_LETTERS_BY_SCRIPT = 2
 MIN_LETTERS_BY_LINGUA = 8
+MIN_LETTERS_MIXED = 20  # for 'other' because no script has the majority
 # Japanese has kana in every clause, Chinese none: so many Han letters without kana are Chinese.
 MIN_KANA_SHARE = 0.05
 MIN_HAN_WITHOUT_KANA = 10
@@ -133,8 +134,15 @@ def _by_script(codes: tuple[str, ...]) -> dict[str, tuple[str, ...]]:
   return shared
 
 
-def _candidates(counts: Counter[str], codes: tuple[str, ...]) -> tuple[tuple[str, ...], int]:
-  """Languages in play that write the majority script, and its letters; 0 without a majority."""
+def _scripts(text: str) -> Counter[str]:
+  """How many letters of each script."""
+  return Counter(script for character in text if (script := _script(character)) is not None)
+
+
+def _candidates(counts: Counter[str], codes: tuple[str, ...]) -> tuple[tuple[str, ...], int] | None:
+  """Languages in play that write the majority script, and its letters; None without a majority."""
+  if not counts:
+    return None
   weights = {script: count * _SCRIPT_WEIGHTS.get(script, 1) for script, count in counts.items()}
   total = sum(weights.values())
   by_script = _by_script(codes)
@@ -148,24 +156,28 @@ def _candidates(counts: Counter[str], codes: tuple[str, ...]) -> tuple[tuple[str
     return by_script.get("Han", ()) if letters < MIN_HAN_WITHOUT_KANA else (), letters
   script, letters = max(counts.items(), key=lambda item: weights[item[0]])
   if weights[script] < MIN_SCRIPT_SHARE * total:
-    return (), 0
+    return None
   return by_script.get(script, ()), letters
 
 
 @functools.lru_cache(maxsize=1 << 13)
 def _identify_one(text: str, codes: tuple[str, ...]) -> str:
   words = clean(text)
-  counts = Counter(script for character in words if (script := _script(character)) is not None)
+  counts = _scripts(words)
   if not counts:
     return UNKNOWN
-  candidates, letters = _candidates(counts, codes)
+  # Names may be half of a sentence, and are written as in their own language.
+  uncapitalised = " ".join(word for word in words.split() if not word[0].isupper())
+  found = _candidates(counts, codes) or _candidates(_scripts(uncapitalised), codes)
+  if found is None:
+    return OTHER if counts.total() >= MIN_LETTERS_MIXED else UNKNOWN
+  candidates, letters = found
   if len(candidates) == 1 and letters >= MIN_LETTERS_BY_SCRIPT:
     return candidates[0]
   if len(candidates) == 1 or letters < MIN_LETTERS_BY_LINGUA:
     return UNKNOWN
   if not candidates:
     return OTHER
-  uncapitalised = " ".join(word for word in words.split() if not word[0].isupper())
   if len(uncapitalised) - uncapitalised.count(" ") >= MIN_LETTERS_WITHOUT_NAMES:
     words = uncapitalised
   first, second = _detector(candidates).compute_language_confidence_values(words)[:2]
@@ -182,8 +194,8 @@ def identify(texts: Sequence[str], languages: tuple[str, ...]) -> list[str]:
     languages: codes of `languages.LANGUAGES` that are in play.
 
   Returns:
-    For each text one code of `languages`; 'unknown' if it is too short or too mixed to tell, or
-    'other' if it is in a script that none of them writes.
+    For each text one code of `languages`; 'unknown' if it is too short or too alike to tell, or
+    'other' if it is in a script that none of them writes, or half in one and half in another.
 
   Raises:
     ValueError: a code is unknown, or two languages in play share a script and lingua does not know

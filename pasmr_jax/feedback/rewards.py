@@ -2,8 +2,8 @@
 
 `score_question` narrates the path for one question and its G responses: choose what supervises
 (`labels`), compare each response's answer with it (`agreement`), add the small terms, and say which
-responses may teach at all (`valid`). `score_questions` does it for a step's questions, because one
-control (`shuffled`) supervises with another question's vote.
+responses may teach at all (`valid`; `translation_valid` for translations). `score_questions` does
+it for a step's questions, because one control (`shuffled`) supervises with another question's vote.
 
 Equations are those of docs/method.md.
 """
@@ -54,8 +54,10 @@ class Rewards:
 
   reward: np.ndarray  # what reasoning tokens are taught with
   understanding: np.ndarray  # what translation tokens are taught with under split credit
-  valid: np.ndarray  # bool: a label of enough confidence exists for this response
-  agreement: np.ndarray
+  labelled: np.ndarray  # bool: a label of enough confidence exists for this response
+  valid: np.ndarray  # bool: it may teach, or be what others of its question are better than
+  translation_valid: np.ndarray  # bool: so may its translation, under split credit
+  agreement: np.ndarray  # 0 without a label of enough confidence
   format: np.ndarray
   language: np.ndarray
   length: np.ndarray
@@ -147,25 +149,31 @@ def _score_question(
   rng: np.random.Generator,
 ) -> Rewards:
   size = len(responses)
+  well_formed = np.array([r.well_formed for r in responses], bool)
   if settings.source == "random":
     agreements = rng.integers(0, 2, size).astype(np.float32)
     understanding = rng.integers(0, 2, size).astype(np.float32)
-    valid = np.ones(size, bool)
+    labelled = valid = translations_labelled = np.ones(size, bool)
   else:
     agreements = np.array(
       [agreement(r.answer, vote, settings.kind) for r, vote in zip(responses, votes, strict=True)],
       np.float32,
     )
     understanding = np.array([_understanding(r, understood_by) for r in responses], np.float32)
-    valid = np.array(
-      [vote.label is not None and vote.confidence >= settings.confidence for vote in votes], bool
-    )
-  formats = np.array([r.well_formed and r.answer is not None for r in responses], np.float32)
+    labelled = np.array([_confident(vote, settings) for vote in votes], bool)
+    agreements *= labelled
+    # Under the scope 'own' what has no translation has no vote: it is worse than what agrees.
+    valid = labelled | (~well_formed & labelled.any())
+    translations_labelled = np.full(size, _confident(understood_by, settings))
+  answered = np.array([r.answer is not None for r in responses], bool)
+  formats = (well_formed & answered).astype(np.float32)
   languages = np.array(
     [(r.reasoning_consistent + r.translation_consistent) / 2 for r in responses], np.float32
   )
   lengths = np.array([-r.tokens / settings.length_scale for r in responses], np.float32)
   gate = formats * (languages == 1) if settings.gate else np.ones(size, np.float32)
+  # What the reasoning comes to is no fault of the translation.
+  in_pivot = np.array([r.translation_consistent or not settings.gate for r in responses], bool)
   small_terms = (
     settings.format_weight * formats
     + settings.language_weight * languages
@@ -173,8 +181,10 @@ def _score_question(
   )
   return Rewards(
     reward=(agreements * gate + small_terms).astype(np.float32),
-    understanding=(understanding * gate + small_terms).astype(np.float32),
+    understanding=(understanding * in_pivot + small_terms).astype(np.float32),
+    labelled=labelled,
     valid=valid,
+    translation_valid=valid & translations_labelled & well_formed,
     agreement=agreements,
     format=formats,
     language=languages,
@@ -182,6 +192,10 @@ def _score_question(
     votes=votes,
     pooled=pooled,
   )
+
+
+def _confident(vote: Vote, settings: RewardSettings) -> bool:
+  return vote.label is not None and vote.confidence >= settings.confidence
 
 
 def _understanding(response: Scored, vote: Vote) -> float:

@@ -111,7 +111,9 @@ def policy_loss(
   difference = jnp.where(active, logprobs - old, 0.0)
   ratio = jnp.exp(difference)
   clipped = jnp.clip(ratio, 1 - settings.clip_low, 1 + settings.clip_high)
-  surrogate = jnp.minimum(ratio * batch.advantages, clipped * batch.advantages)
+  # Not `minimum`, which would share out the gradient where the two are equal, as at a bound of 0.
+  unclipped, clipped_too = ratio * batch.advantages, clipped * batch.advantages
+  surrogate = jnp.where(unclipped <= clipped_too, unclipped, clipped_too)
   mismatch = jnp.exp(jnp.where(active, old - batch.sampler_logprobs, 0.0))
   importance = jnp.minimum(jax.lax.stop_gradient(mismatch), settings.importance_cap)
   if batch.reference_logprobs is None:

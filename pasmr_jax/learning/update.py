@@ -130,6 +130,7 @@ class Learner:
       total, _ = self._supervised(params, sequences)
       return rehearsal_weight * total, {"rehearsal_loss": total}
 
+    weighed = (batch.sequences.weights > 0).any()
     batch = batch.replace(sequences=losses.normalized(batch.sequences))
     pieces, filled = self.pieces(len(batch.advantages)), batch.sequences.weights != 0
     found, gradients = self._gradients(state, batch, policy, pieces, filled=filled)
@@ -139,7 +140,8 @@ class Learner:
         state, rehearsal, rehearse, self.microbatches, start=gradients
       )
       found = total + more, parts | own
-    return self._apply(state, found, gradients)
+    state, metrics = self._apply(state, found, gradients)
+    return state, metrics | {"policy_updates": weighed.astype(jnp.float32)}
 
   @functools.partial(jax.jit, static_argnums=0)
   def score(

@@ -34,8 +34,8 @@ def slot_count(most: int, rows: int, devices: int) -> int:
 
   Few rows get few slots: a power of two on each device, so that few shapes are compiled.
   """
-  each = -(-most // devices) or rows
-  return devices * min(each, 1 << (max(1, -(-rows // devices)) - 1).bit_length())
+  each, wanted = -(-most // devices), 1 << (max(1, -(-rows // devices)) - 1).bit_length()
+  return devices * (min(each, wanted) if each else wanted)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -20,6 +20,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int, Key
 
+MAX_STOP_IDS = 8  # places for them, so that another number of them never recompiles
+
 AnyArray = jax.Array | np.ndarray
 _ONE_AS_BITS = 0x3F800000  # the bit pattern of float32 1.0; probabilities never exceed it
 _DEVICES = 8  # and what divides it: a vocabulary may be split over so many
@@ -52,7 +54,6 @@ def make_sampling(
   top_k: int = 0,
   top_p: float = 1.0,
   min_p: float = 0.0,
-  max_stop_ids: int = 8,
 ) -> Sampling:
   """Checks the settings and makes arrays of them.
 
@@ -67,9 +68,9 @@ def make_sampling(
     raise ValueError(f"top_p is {top_p}; expected more than 0 and at most 1 (off)")
   if not 0 <= min_p < 1:
     raise ValueError(f"min_p is {min_p}; expected 0 (off) or more, and less than 1")
-  if not 0 < len(stop_ids) <= max_stop_ids:
-    raise ValueError(f"there are {len(stop_ids)} stop ids; expected 1 to {max_stop_ids}")
-  padded = tuple(stop_ids) + (-1,) * (max_stop_ids - len(stop_ids))
+  if not 0 < len(stop_ids) <= MAX_STOP_IDS:
+    raise ValueError(f"there are {len(stop_ids)} stop ids; expected 1 to {MAX_STOP_IDS}")
+  padded = tuple(stop_ids) + (-1,) * (MAX_STOP_IDS - len(stop_ids))
   return Sampling(
     temperature=np.asarray(temperature, np.float32),
     top_k=np.asarray(top_k, np.int32),

@@ -295,7 +295,6 @@ class Scheduler:
         rows=len(self.places[0]) * meshes.row_parts(self.mesh),
         length=self.layout.length,
         steps=self.layout.steps,
-        max_stop_ids=batch.prompts.sampling.stop_ids.shape[-1],
         dtype=self.layout.cache_dtype,
       )
     each = len(self.places[0])

@@ -59,9 +59,7 @@ class Drawn(flax.struct.PyTreeNode):
   stopped: Bool[drawing.AnyArray, " B"]  # ended by a stop id in this call
 
 
-@functools.partial(
-  jax.jit, static_argnames=("config", "mesh", "rows", "length", "steps", "max_stop_ids", "dtype")
-)
+@functools.partial(jax.jit, static_argnames=("config", "mesh", "rows", "length", "steps", "dtype"))
 def empty(
   *,
   config: TransformerConfig,
@@ -69,7 +67,6 @@ def empty(
   rows: int,
   length: int,
   steps: int,
-  max_stop_ids: int,
   dtype: str,
 ) -> Slots:
   """Free slots.
@@ -80,7 +77,6 @@ def empty(
     rows: B.
     length: tokens a row may have, prompt included.
     steps: T of `decode`.
-    max_stop_ids: places for stop ids.
     dtype: of the cache.
   """
   numbers, floats = jnp.zeros(rows, jnp.int32), jnp.zeros(rows, jnp.float32)
@@ -96,7 +92,7 @@ def empty(
       top_k=numbers,
       top_p=floats,
       min_p=floats,
-      stop_ids=jnp.zeros((rows, max_stop_ids), jnp.int32),
+      stop_ids=jnp.zeros((rows, drawing.MAX_STOP_IDS), jnp.int32),
     ),
   )
   return _hold(slots, mesh, config)

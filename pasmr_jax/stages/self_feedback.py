@@ -179,7 +179,7 @@ class SelfFeedbackStage:
     return Experience(list(questions), groups, solved, scored, judged, usage)
 
   def update(self, state: TrainState, batch: Any) -> tuple[TrainState, Metrics]:
-    """One optimizer step for each inner batch. Metrics are the last one's, skips those of all."""
+    """One optimizer step for each inner batch, and the metrics of all."""
     batches, rehearsal = batch
     weight = np.float32(self.config.srl.rehearsal_weight)
     metrics: list[Metrics] = []
@@ -190,8 +190,7 @@ class SelfFeedbackStage:
       metrics.append(learned)
     # TrainState counts stage steps, a rollout each, whatever the number of inner updates.
     step = state.step - (len(batches) - 1)
-    skipped = jnp.stack([learned["skipped_updates"] for learned in metrics]).sum()
-    return state.replace(step=step), metrics[-1] | {"skipped_updates": skipped}
+    return state.replace(step=step), metrics[0] if len(metrics) == 1 else _of_all(metrics)
 
   def data_state(self) -> dict[str, Any]:
     """Where the data stands, for a checkpoint."""
@@ -298,7 +297,8 @@ class SelfFeedbackStage:
         pivot_answers=solutions.answers,
         well_formed=sample.response.well_formed,
         reasoning_consistent=reasoned in (question.language, language_id.UNKNOWN),
-        translation_consistent=translated in (self.config.pivot, language_id.UNKNOWN),
+        translation_consistent=sample.response.translation is not None
+        and translated in (self.config.pivot, language_id.UNKNOWN),
         tokens=sample.ids.size,
       )
 
@@ -322,16 +322,15 @@ class SelfFeedbackStage:
   def _advantages(self, judged: Sequence[rewards.Rewards]) -> tuple[np.ndarray, np.ndarray]:
     """Reasoning and understanding advantages, float32 [B, G]."""
     srl = self.config.srl
-    valid = np.stack([one.valid for one in judged])
     reasoning = advantages.estimate(
       np.stack([one.reward for one in judged]),
-      valid,
+      np.stack([one.valid for one in judged]),
       srl.advantage,
       moments=processes.global_moments,
     )
     understanding = advantages.estimate(
       np.stack([one.understanding for one in judged]),
-      valid,
+      np.stack([one.translation_valid for one in judged]),
       srl.advantage,
       moments=processes.global_moments,
     )
@@ -430,7 +429,7 @@ class SelfFeedbackStage:
       "reward/language": np.concatenate([one.language for one in judged]),
       "reward/length": np.concatenate([one.length for one in judged]),
       "vote_confidence": [vote.confidence for one in judged for vote in one.votes],
-      "label_rate": valid.reshape(-1),
+      "label_rate": np.concatenate([one.labelled for one in judged]),
       "zero_variance_share": advantages.zero_variance(reward, valid),
       "well_formed_rate": [one.well_formed for one in flat],
       "truncation_rate": [sample.response.truncated for sample in samples],
@@ -476,6 +475,8 @@ class Translations:
       return ()
     if not ended:
       self.closed.add((question, sample))
+    elif ids[-1] not in self.stage.tokenizer.stop_ids:
+      return ()  # it met the limit: a truncated response is not well-formed, and has no votes
     return self._wanted(question, text)
 
   def _wanted(self, question: int, text: str) -> Sequence[Request]:
@@ -526,6 +527,21 @@ class Translations:
       for answer, truncated in zip(found, rollouts.truncated, strict=True)
     )
     return Solutions(texts, answers)
+
+
+@jax.jit
+def _of_all(metrics: Sequence[Metrics]) -> Metrics:
+  """Several updates' counts added, their maxima, and means of what those with a weight told."""
+  told = jax.tree.map(lambda *values: jnp.stack(values), *metrics)
+  weighed = told["policy_updates"]
+  share = jnp.where(weighed.any(), weighed / jnp.maximum(weighed.sum(), 1), 1 / len(metrics))
+
+  def of_all(name: str, values: jax.Array) -> jax.Array:
+    if name.endswith("_updates"):
+      return values.sum()
+    return values.max() if name.endswith("_max") else (share * values).sum()
+
+  return {name: of_all(name, values) for name, values in told.items()}
 
 
 def policy_row(
@@ -591,7 +607,7 @@ def _rollout_record(
         "pivot_answers": [show(answer) for answer in solutions.answers],
         "label": show(judged.votes[place].label),
         "confidence": judged.votes[place].confidence,
-        "valid": bool(judged.valid[place]),
+        "valid": bool(judged.labelled[place]),
         "reward": float(judged.reward[place]),
         "agreement": float(judged.agreement[place]),
         "understanding": float(judged.understanding[place]),

@@ -99,7 +99,7 @@ class FormulaReader:
     return number if not rest or unit else None
 
   def range(self, text: str) -> Symbolic | None:
-    """The range that `text` is, with a unit or without: 10-12, 10–12 km/h, but not 10-12x, 12-10."""
+    """The range that `text` is, with a unit or without: 10-12, 10–12 km/h; not 10-12x or 12-10."""
     match = _RANGE.match(text)
     if match is None or computes(text) or self.opens_algebra(text, match.end(2)):
       return None

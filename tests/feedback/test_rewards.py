@@ -60,6 +60,7 @@ def test_soft_reward_is_the_share_of_votes():
 def test_confidence_gate_and_missing_label_teach_nothing():
   [found] = _score([GROUP], confidence=0.7)
   assert not found.valid.any()
+  assert not found.agreement.any()
   tied = [Scored(5, (5,), True, True, True, 1), Scored(7, (7,), True, True, True, 1)]
   missing = [Scored(5, (None,), True, True, True, 1)] * 2
   assert not any(one.valid.any() for one in _score([tied, missing]))
@@ -71,6 +72,36 @@ def test_gate_multiplies_by_format_and_language():
   broken = [dataclasses.replace(GROUP[0], well_formed=False), *GROUP[1:]]
   [found] = _score([broken], gate=True)
   assert found.reward.tolist() == [0, 0, 0, 0]
+
+
+def test_a_translation_is_not_gated_by_its_reasoning():
+  silent = dataclasses.replace(GROUP[0], answer=None, reasoning_consistent=False)
+  foreign = dataclasses.replace(GROUP[0], translation_consistent=False)
+  [found] = _score([[GROUP[0], silent, foreign, GROUP[1]]], gate=True)
+  assert found.reward.tolist() == [1, 0, 0, 0]
+  assert found.understanding.tolist() == [1, 1, 0, 0]
+  assert found.translation_valid.all()
+
+
+def test_what_has_no_translation_is_worse_than_what_agrees_by_its_own_vote():
+  malformed = Scored(5, (), False, True, False, 1)
+  tied = Scored(5, (5, 7), True, True, True, 1)
+  [found] = _score([[GROUP[0], malformed, tied]], scope="own", gate=True)
+  assert found.labelled.tolist() == [True, False, False]
+  assert found.valid.tolist() == [True, True, False]
+  assert found.translation_valid.tolist() == [True, False, False]  # it has none
+  assert found.reward.tolist()[:2] == [1, 0]
+  [found] = _score([[malformed, tied]], scope="own", gate=True)
+  assert not found.valid.any()
+
+
+def test_translations_are_taught_by_a_confident_pooled_vote_alone():
+  """Each own vote is unanimous; together they are half and half."""
+  group = [Scored(n, (n, n), True, True, True, 1) for n in (5, 5, 7, 9)]
+  [found] = _score([group], scope="own", confidence=0.9)
+  assert found.valid.all()
+  assert not found.translation_valid.any()
+  assert _score([group], scope="own", confidence=0.5)[0].translation_valid.all()
 
 
 def test_small_terms_add_up():

@@ -296,9 +296,7 @@ def test_rows_that_go_on_alone_move_together(engine, params):
 
 def test_a_layer_that_has_moved_is_deleted_before_the_next_moves(mesh, monkeypatch):
   """So that beside a whole cache there need be room for one layer more only."""
-  held = slots.empty(
-    config=CONFIG, mesh=mesh, rows=8, length=32, steps=2, max_stop_ids=2, dtype="float32"
-  )
+  held = slots.empty(config=CONFIG, mesh=mesh, rows=8, length=32, steps=2, dtype="float32")
   one_after_the_other, deleted = slots._gather, []
 
   def counted(*arguments, **keywords):

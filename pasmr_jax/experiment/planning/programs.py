@@ -309,7 +309,6 @@ class Planner:
         rows=self.workload.slots,
         length=self.workload.row_length,
         steps=rollout.refill_steps,
-        max_stop_ids=make_sampling(1.0, (1,)).stop_ids.size,
         dtype=rollout.cache_dtype or model.dtype,
       )
     )
