@@ -53,6 +53,8 @@ def train_stage(
   guard = StageGuard(run, stage, progress, metrics)
   metrics.start_stage(name, first, stage.steps)
   saving: dict[str, float] = {}
+  if stopping.check():  # before anything is compiled
+    raise Stopped
 
   for step in range(first, stage.steps):
     done = step + 1

@@ -83,9 +83,10 @@ def train(workdir: pathlib.Path, seeds: int, arms: list[str], jobs: int, leg: ru
   """
   compiled = workdir.absolute() / "compiled"  # one program serves all runs that have it
   variables = {"JAX_COMPILATION_CACHE_DIR": str(compiled), **os.environ, "JAX_PLATFORMS": "cpu"}
-  cores: queue.Queue[int] = queue.Queue()
-  for core in range(jobs):
-    cores.put(core)
+  cores: queue.Queue[int | None] = queue.Queue()
+  usable = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else [None]
+  for job in range(jobs):
+    cores.put(usable[job % len(usable)])
 
   def start(seed: int, name: str) -> None:
     core = cores.get()

@@ -86,7 +86,7 @@ def plain(mesh: jax.sharding.Mesh, repeats: int) -> tuple[float, dict[str, dict[
   read = jax.jit(lambda params: sum(leaf.sum() for leaf in jax.tree.leaves(params)))
   read(params).block_until_ready()
   floor, _ = best_of(repeats, lambda: read(params).block_until_ready())
-  print(f"reading the weights once: {1000 * floor:.0f} ms, {8 / floor:.0f} tokens/s of 8 rows")
+  print(f"reading the weights once: {1000 * floor:.3g} ms, {8 / floor:.0f} tokens/s of 8 rows")
   laid_out = engine.lay_out(params)
   figures = {}
   for name, (rows, temperature, top_p) in WORKLOADS.items():

@@ -54,7 +54,7 @@ def make_study(options: argparse.Namespace) -> Study:
     if options.data is None:
       raise ValueError(f"--scale={options.scale} needs --data, the folder of questions")
     settings["data.root"] = str(options.data.absolute())
-    settings["model.pretrained"] = options.model or packaged_model(config)
+    settings["model.pretrained"] = _found(options.model) or packaged_model(config)
   settings |= {key: str(value) for key, value in search.chosen(workdir).items()}
   for text in options.set:
     key, equals, value = text.partition("=")
@@ -72,6 +72,11 @@ def make_study(options: argparse.Namespace) -> Study:
   study = Study(workdir=workdir, config=f"{config}:{options.scale}", scale=scale, settings=settings)
   study.configuration()  # a wrong key shows now
   return study
+
+
+def _found(model: str) -> str:
+  """A file or folder as all runs find it, which run in the checkout; a hub id as it is."""
+  return str(pathlib.Path(model).absolute()) if model and pathlib.Path(model).exists() else model
 
 
 def study_config(path: str) -> str:
@@ -120,9 +125,9 @@ def check_arms(study: Study, names: Sequence[str], seeds: int) -> None:
 def environment(study: Study) -> dict[str, str]:
   """Variables of all runs: the scale's platform, and compiled programs kept between legs."""
   return {
-    "JAX_PLATFORMS": study.scale.platforms,
     "JAX_COMPILATION_CACHE_DIR": str(study.workdir / "compiled"),
     **os.environ,
+    "JAX_PLATFORMS": study.scale.platforms,
   }
 
 

@@ -11,7 +11,8 @@ def get_config() -> ConfigDict:
   config = ConfigDict()
   config.seed = 0  # everything random derives from it and the step
   config.stages = ("pam", "srl")  # in this order, of: base, pam, srl
-  config.init_from = ""  # work directory of another run: start from its last stage's parameters
+  config.init_from = ""  # work directory of another run: start from its last stage's parameters,
+  #                        with supervised data in an order of its own
   config.pivot = "en"  # pivot language
   config.languages = ("de", "es")  # target languages
 

@@ -1,6 +1,7 @@
 """The built-in benchmark's table, its command line and what it does when a run fails."""
 
 import json
+import os
 import threading
 import time
 
@@ -54,6 +55,15 @@ def test_an_arm_that_is_none_is_told_before_anything_runs(tmp_path, capsys, monk
   assert effect.main([f"--workdir={tmp_path}", f"--arms=gold,{wrong}"]) == 1
   said = capsys.readouterr().err
   assert f"--arms: unknown '{wrong}'; expected some of pivot, gold" in said
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_getaffinity"), reason="cores cannot be chosen here")
+def test_runs_have_cores_that_there_are(tmp_path, monkeypatch):
+  monkeypatch.setattr(os, "sched_getaffinity", lambda _: {3, 5})
+  used = []
+  monkeypatch.setattr(arms, "run", lambda program, leg, environment, core: used.append(core))
+  effect.train(tmp_path, 3, [], 3, arms.Leg())
+  assert set(used) <= {3, 5}
 
 
 def test_a_run_that_fails_stops_the_others(tmp_path, capsys, monkeypatch):

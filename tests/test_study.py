@@ -21,6 +21,7 @@ from configs import base, study_gemma3_270m
 from pasmr_jax.data.questions import Question
 from pasmr_jax.experiment import validation
 from pasmr_jax.experiment.planning.sizes import PUBLISHED
+from pasmr_jax.experiment.setup import make_run
 from pasmr_jax.feedback import rewards
 
 SMOKE = "configs/study_gemma3_270m.py:smoke"
@@ -701,7 +702,7 @@ def test_a_broken_record_of_a_search_is_named(tmp_path, capsys):
 
 def test_the_search_takes_the_best_last_step_on_development_questions(tmp_path, monkeypatch):
   scores = {"0.01": [0.9, 0.2], "0.03": [0.1, 0.4], "0.0001": [0.3], "0.0005": [0.3]}
-  ran = []
+  ran, held = [], []
 
   def run(program, leg, environment):
     """Leaves what training does: the first value is of a step before the last."""
@@ -711,6 +712,7 @@ def test_the_search_takes_the_best_last_step_on_development_questions(tmp_path, 
       {"stage": stage, "step": step, search.METRIC: value}
       for step, value in enumerate(scores[rate], start=1)
     ]
+    held.append(sorted(one.parent.name for one in (tmp_path / "search").glob("*/checkpoints")))
     write_lines(program.folder, "metrics.jsonl", lines)
     (program.folder / "checkpoints").mkdir()
     ran.append(program)
@@ -725,6 +727,7 @@ def test_the_search_takes_the_best_last_step_on_development_questions(tmp_path, 
   assert found["stages"]["pam"]["tried"][0] == {
     "settings": {"pam.optimizer.learning_rate": 1e-2}, "accuracy": 0.2, "step": 2,
   }  # fmt: skip
+  assert held == [[], ["pam-0"], ["pam-1"], ["pam-1"]]  # what nothing starts from goes at once
   for one in ran:
     assert one.settings["data.test"] == repr(tuple(study.configuration().data.development))
     assert not (one.folder / "checkpoints").exists()
@@ -759,6 +762,32 @@ def test_the_search_takes_the_best_last_step_on_development_questions(tmp_path, 
 def test_a_wrong_command_line_is_told(tmp_path, capsys, arguments, said):
   assert program.main([f"--workdir={tmp_path}", *arguments]) == 1
   assert said in capsys.readouterr().err
+
+
+def test_a_file_of_weights_is_found_by_runs_in_the_checkout(tmp_path, monkeypatch):
+  monkeypatch.chdir(tmp_path)
+  (tmp_path / "x.gguf").touch()
+  command = [f"--workdir={tmp_path}", "--scale=cpu", "--data=."]
+  for model, expected in (("x.gguf", str(tmp_path / "x.gguf")), ("owner/model", "owner/model")):
+    study = program.make_study(program.parse([*command, f"--model={model}"]))
+    assert study.settings["model.pretrained"] == expected
+
+
+def test_the_scale_says_on_what_it_runs(tmp_path, monkeypatch):
+  monkeypatch.setenv("JAX_PLATFORMS", "cpu")
+  settings = {"data.root": "/data", "model.pretrained": "weights"}
+  variables = program.environment(make_study(tmp_path, "gpu", **settings))
+  assert variables["JAX_PLATFORMS"] == "cuda,cpu"
+
+
+def test_continued_pam_sees_other_batches_than_pam_saw_first(tmp_path):
+  study = make_study(tmp_path)
+  first = {}
+  for name in ("pam", "continued_pam"):
+    config = arms.configuration(study.config, study.arm(name, 0).programs[0].settings)
+    run = make_run(config, tmp_path / name, pools=("pivot", "translation", "triplets", "target"))
+    first[name] = next(run.make_stage("pam").batches)
+  assert first["pam"] != first["continued_pam"]
 
 
 def test_a_configuration_may_be_named_by_any_path(tmp_path):

@@ -7,9 +7,10 @@ single seeds stand beside it, with their standard error where there are several.
 """
 
 import dataclasses
+import functools
 import json
 import pathlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -19,6 +20,7 @@ from benchmarks.effects.arms import ARMS, CONTINUED, SOURCES, mean_and_error
 from benchmarks.effects.plan import BEFORE, Arm, Study, metric_lines
 from pasmr_jax import Config
 from pasmr_jax.experiment.comparison import compare, read_scores
+from pasmr_jax.experiment.setup import source
 from pasmr_jax.models.pretrained import load_config
 
 WAYS = ("greedy", "sampled")
@@ -105,7 +107,7 @@ class Results:
     self, first: str, second: str, tested: str, way: str, languages: Sequence[str]
   ) -> Gap | None:
     """How much more of these languages' questions `second` has right than `first`."""
-    return self._gap(first, second, tested, way, languages, lambda path: read_scores(path, None))
+    return self._gap(first, second, tested, way, languages, _accuracy)
 
   def recall_gap(self, first: str, second: str, tested: str, code: str) -> Gap | None:
     """The same of the share of a question's numbers that its translation keeps."""
@@ -124,7 +126,9 @@ class Results:
         arm.answers[tested].parent / f"{arm.answers[tested].name}_{way}.jsonl" for arm in pair
       ]
       if all(path.exists() for path in paths):
-        one, other = (_only(read(path), languages) for path in paths)
+        one, other = (
+          _only(_once(read, path, path.stat().st_mtime_ns), languages) for path in paths
+        )
         if one.keys() & other.keys():
           scores.append((one, other))
     if not scores:
@@ -213,7 +217,7 @@ def throughput(results: Results, config: Config) -> list[dict[str, Any]]:
   devices = {tuple(_kinds(record)) for record in _records(results)}
   if len(devices) != 1 or not config.model.pretrained:
     return rows
-  model = load_config(config.model.pretrained)
+  model = load_config(source(config.model))
   model = dataclasses.replace(model, dtype=config.model.dtype)
   return roofline.beside(rows, devices.pop(), model, config)
 
@@ -249,6 +253,17 @@ def _machine(record: Mapping[str, Any]) -> str:
   kinds = _kinds(record)
   versions = ", ".join(f"{name} {version}" for name, version in record["code"].items())
   return f"{len(kinds)} x {kinds[0]}, {record['system']}; {versions}"
+
+
+@functools.cache
+def _once(read: Callable[[pathlib.Path], _Scores], path: pathlib.Path, changed: int) -> _Scores:
+  """What is read of a file as long as it does not change: each gap asks again."""
+  del changed
+  return read(path)
+
+
+def _accuracy(path: pathlib.Path) -> _Scores:
+  return read_scores(path, None)
 
 
 def _number_recall(path: pathlib.Path) -> _Scores:

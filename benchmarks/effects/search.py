@@ -60,7 +60,7 @@ def search(
     study: which study.
     leg: ends it.
     environment: variables of its runs.
-    free: remove the runs' checkpoints when all is written; their metrics stay.
+    free: remove the runs' checkpoints when nothing starts from them any more; metrics stay.
 
   Returns:
     What was written.
@@ -94,12 +94,18 @@ def search(
       asked = ("evaluation.development_questions",)  # what is compared
       program = arms.Program(folder=folder, config=study.config, settings=settings, also=asked)
       arms.run(program, leg, environment)
+      if free and stage == "srl":
+        _free(folder)
       last = [line for line in metric_lines(folder, stage) if METRIC in line][-1]
       tried.append({"settings": point, "accuracy": last[METRIC], "step": last["step"]})
     best = max(range(len(tried)), key=lambda place: tried[place]["accuracy"])  # the first of equals
     stages[stage] = {"tried": tried, "chosen": tried[best]["settings"]}
     taken |= tried[best]["settings"]
-    pam = study.workdir / "search" / f"pam-{best}" if stage == "pam" else pam
+    if stage == "pam":
+      pam = study.workdir / "search" / f"pam-{best}"
+      for number in range(len(tried)):
+        if free and number != best:
+          _free(study.workdir / "search" / f"pam-{number}")
   found = {
     "metric": METRIC,
     "questions_a_language": config.evaluation.development_questions,
@@ -107,6 +113,9 @@ def search(
   }
   write_whole(study.workdir / NAME, json.dumps(found, indent=2) + "\n")
   if free:
-    for folder in (study.workdir / "search").glob("*/checkpoints"):
-      shutil.rmtree(folder)
+    _free(pam)
   return found
+
+
+def _free(folder: pathlib.Path) -> None:
+  shutil.rmtree(folder / "checkpoints", ignore_errors=True)

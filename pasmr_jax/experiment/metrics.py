@@ -170,7 +170,8 @@ class Timer:
     """`time/...` in seconds and their shares of the step, update tokens a second, peak memory.
 
     Args:
-      seen: the stage's metrics, with `trained_tokens` and its own `time/...`.
+      seen: the stage's metrics, with `trained_tokens` (and `learned_tokens`, if that is more: over
+        several updates, with rehearsal) and its own `time/...`.
 
     `memory/peak_bytes` is that of the first device, where the backend tells it.
     """
@@ -179,8 +180,8 @@ class Timer:
     phases = {name: value for name, value in seen.items() if name.startswith("time/")}
     for name, seconds in (phases | {"time/update": self._seconds["time/update"]}).items():
       measured[name.replace("time/", "time_share/")] = seconds / step
-    tokens = seen["trained_tokens"] / self._seconds["time/update"]
-    measured["throughput/update_tokens_per_second"] = tokens
+    tokens = seen.get("learned_tokens", seen["trained_tokens"])
+    measured["throughput/update_tokens_per_second"] = tokens / self._seconds["time/update"]
     memory = jax.local_devices()[0].memory_stats() or {}
     if "peak_bytes_in_use" in memory:
       measured["memory/peak_bytes"] = memory["peak_bytes_in_use"]

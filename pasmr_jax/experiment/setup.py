@@ -246,12 +246,15 @@ class Run:
 
   def _supervised(self, name: str) -> SupervisedStage:
     settings = self.config[name]
+    # The parameters may have learned from these examples in another run, in the order of `name`.
+    continued = bool(self.config.init_from) and self.config.stages[0] == name
+    use = f"{name} continued" if continued else name
     return SupervisedStage(
       name=name,
       steps=settings.steps,
       learner=self._learner(name),
       mesh=self.mesh,
-      batches=self._supervised_batches(name, settings, settings.batch_size, name),
+      batches=self._supervised_batches(name, settings, settings.batch_size, use),
     )
 
   def _supervised_batches(self, name: str, settings: Config, batch_size: int, use: str) -> Any:

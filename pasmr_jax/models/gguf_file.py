@@ -23,6 +23,7 @@ from pasmr_jax.models.families import (
   find_family,
 )
 from pasmr_jax.models.stored import Cut, StoredTensor, TensorSource
+from pasmr_jax.text.gguf_content import Content, read_content
 
 # Metadata of Gemma say neither which layers are local nor the query scale: llama.cpp knows both by
 # architecture, the latter from the number of layers of the largest model, which scales by
@@ -64,10 +65,8 @@ def gguf_config(path: str) -> TransformerConfig:
 
 def gguf_statement(path: str) -> tuple[Stated, Family]:
   """What the metadata say, in the words of config.json, and the family."""
-  reader = _reader(path)
-  fields = {
-    name: field.contents() for name, field in reader.fields.items() if "tokenizer." not in name
-  }
+  content = _content(path)
+  fields = {name: value for name, value in content.fields.items() if "tokenizer." not in name}
   architecture = fields.get("general.architecture")
   experts = {"num_local_experts": fields.get(f"{architecture}.expert_count", 0)}
   family = find_family(path, "general.architecture", architecture, experts)
@@ -76,9 +75,8 @@ def gguf_statement(path: str) -> tuple[Stated, Family]:
     family = FAMILIES["mistral"]  # llama.cpp calls Mistral a Llama
   for name, neutral in _NEUTRAL.items():
     said.refuse_unless(name, neutral)
-  tensors = {tensor.name: tensor for tensor in reader.tensors}
-  values = _values(said, tensors)
-  values["rope_parameters"] = _rope(said, tensors, 1e6 if architecture == "gemma3" else 1e4)
+  values = _values(said, content.tensors)
+  values["rope_parameters"] = _rope(said, content.tensors, 1e6 if architecture == "gemma3" else 1e4)
   if architecture in _PERIOD:
     values |= _gemma(said, architecture, values)
   scale = values.get("query_pre_attn_scalar", values["head_dim"]) ** -0.5
@@ -141,11 +139,11 @@ def _gemma(said: Stated, architecture: str, values: Mapping[str, Any]) -> dict[s
   return own
 
 
-def _reader(path: str) -> gguf.GGUFReader:
+def _content(path: str) -> Content:
   if not pathlib.Path(path).is_file():
     raise FileNotFoundError(f"{path}: found no such file")
   try:
-    return gguf.GGUFReader(path)
+    return read_content(path)
   except (ValueError, IndexError, KeyError, OverflowError, UnicodeDecodeError) as error:
     raise ValueError(f"{path}: no readable GGUF file: {error}") from error
 
@@ -184,13 +182,12 @@ def _llama3(path: str, divisors: np.ndarray, base: float) -> dict[str, Any]:
 @contextlib.contextmanager
 def open_gguf(path: str, config: TransformerConfig) -> Iterator[TensorSource]:
   """Opens the file; the tensors are mapped, and what is asked for dequantized to float32."""
-  reader = _reader(path)
-  tensors = {tensor.name: tensor for tensor in reader.tensors if tensor.name != _DIVISORS}
+  content = _content(path)
+  tensors = {name: tensor for name, tensor in content.tensors.items() if name != _DIVISORS}
   # GGUF names the fastest axis first.
   shapes = {name: tuple(int(n) for n in reversed(t.shape)) for name, t in tensors.items()}
-  architecture = reader.fields["general.architecture"].contents()
+  architecture = content.fields["general.architecture"]
   paired = any(family.paired_rows and architecture in family.gguf for family in FAMILIES.values())
-  del reader  # and with it its vocabulary: of Gemma's, hundreds of megabytes
 
   def name_of(tensor: StoredTensor, layer: int | None) -> str:
     return tensor.gguf.format(layer)

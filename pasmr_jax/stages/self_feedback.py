@@ -146,12 +146,17 @@ class SelfFeedbackStage:
     batches, packed = self._assemble(state, experience, reasoning, understanding)
     jax.block_until_ready(batches)
     clock.lap("score")
-    rehearsal = None
+    rehearsal, rehearsed = None, 0
     if self.rehearsal is not None:
-      rehearsal = to_sequences(next(self.rehearsal), self.mesh)
+      rows = next(self.rehearsal)
+      rehearsed = processes.global_sum(int(np.count_nonzero(rows.loss_mask)))
+      rehearsal = to_sequences(rows, self.mesh)
     clock.lap("host")
     seen |= {f"time/{name}": seconds for name, seconds in clock.seconds.items()}
     seen |= packed
+    # Over all updates, of each what it teaches and what it rehearses.
+    learned = packed["trained_tokens"] * self.config.srl.inner_epochs + len(batches) * rehearsed
+    seen["learned_tokens"] = learned
     seconds, usage = clock.seconds["rollout"] + clock.seconds["pivot"], experience.usage
     seen["throughput/rollout_tokens_per_second"] = usage.tokens / seconds
     seen["throughput/slot_use"] = usage.tokens / max(usage.slot_steps, 1)

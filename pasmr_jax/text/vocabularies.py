@@ -19,6 +19,7 @@ import sentencepiece
 from sentencepiece import sentencepiece_model_pb2 as sentencepiece_proto
 
 from pasmr_jax.text import hub
+from pasmr_jax.text.gguf_content import read_content
 
 _TOKENIZER_FILES = ("*.json", "*.model", "*.txt", "*.jinja")
 # What marks turns and images, or is to spare, among pieces that a model's makers defined: not the
@@ -185,21 +186,18 @@ class _GGUF:
   """The vocabulary in a GGUF file, under `tokenizer.ggml.*` (github.com/ggml-org/ggml, gguf.md)."""
 
   def __init__(self, path: str):
-    import gguf
-
     self.path = path
     try:
-      self._fields = gguf.GGUFReader(path).fields
-    except (ValueError, IndexError) as error:
+      self._fields = read_content(path).fields
+    except (ValueError, IndexError, KeyError, OverflowError) as error:
       raise ValueError(f"tokenizer {path}: not a GGUF file: {error}") from error
-    template = self._fields.get("tokenizer.chat_template")
-    self.chat_template: str | None = None if template is None else template.contents()
+    self.chat_template: str | None = self._fields.get("tokenizer.chat_template")
 
   def value(self, key: str, default: Any = None) -> Any:
-    field = self._fields.get(f"tokenizer.ggml.{key}")
-    if field is None and default is None:
+    found = self._fields.get(f"tokenizer.ggml.{key}", default)
+    if found is None:
       raise ValueError(f"tokenizer {self.path}: the GGUF file has no key tokenizer.ggml.{key}")
-    return default if field is None else field.contents()
+    return found
 
   @property
   def size(self) -> int:

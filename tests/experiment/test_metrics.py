@@ -90,8 +90,11 @@ def test_times_are_set_apart():
   timer = Timer()
   timer.lap("batch")
   timer.lap("update")
-  found = timer.measured({"trained_tokens": 10, "time/rollout": 0.0})
+  seen = {"trained_tokens": 10, "time/rollout": 0.0}
+  found = timer.measured(seen)
   assert found["time/step"] >= found["time/update"] > 0
   assert found["time_share/rollout"] == 0
   assert found["throughput/update_tokens_per_second"] == pytest.approx(10 / found["time/update"])
+  found = timer.measured(seen | {"learned_tokens": 30})  # with rehearsal, in several updates
+  assert found["throughput/update_tokens_per_second"] == pytest.approx(30 / found["time/update"])
   assert without_measured(found | {"loss": 1}) == {"loss": 1}

@@ -14,6 +14,7 @@ from pasmr_jax.models.pretrained import load_config, load_params
 from pasmr_jax.models.stored import stored_tensors
 from pasmr_jax.parallel.mesh import make_mesh, param_shardings
 from pasmr_jax.parallel.rules import TRAINING
+from pasmr_jax.text.gguf_content import read_content
 
 Kind = gguf.GGMLQuantizationType
 # Each has another kind of the embedding, which is the matrix with rows of whole blocks (32).
@@ -258,3 +259,15 @@ def test_an_unknown_architecture_and_a_missing_key_are_named(tmp_path):
   write_gguf(path, "llama", values, tensors)
   with pytest.raises(ValueError, match=r"model\.gguf: found no block_count"):
     load_config(path)
+
+
+def test_a_file_is_read_once_and_again_when_it_changes(tmp_path, monkeypatch):
+  path, read, reader = tmp_path / "x.gguf", [], gguf.GGUFReader
+  monkeypatch.setattr(gguf, "GGUFReader", lambda path: read.append(path) or reader(path))
+  for width in (2, 3):
+    write_gguf(path, "llama", {"width": width}, {"one": np.ones((4, width), np.float32)})
+    for _ in range(2):
+      content = read_content(str(path))
+      assert content.fields["llama.width"] == width
+      assert content.tensors["one"].data.shape == (4, width)
+  assert len(read) == 2

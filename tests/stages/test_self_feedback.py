@@ -294,6 +294,38 @@ def test_inner_updates_use_the_policy_before_the_first_of_them(tokenizer, params
   assert int(state.step) == 1
 
 
+def test_metrics_are_of_all_updates_of_a_rollout(tokenizer, params):
+  """The second has nothing to learn from, the last is skipped."""
+  stage, state, _ = _stage(tokenizer, params)
+  told = iter(
+    {"loss": loss, "ratio_max": most, "policy_updates": weighed, "skipped_updates": skipped}
+    for loss, most, weighed, skipped in ((1.0, 1.5, 1.0, 0.0), (0.0, 0.0, 0.0, 0.0))
+  )
+
+  class Scripted:
+    def update_policy(self, state, *_):
+      return state.replace(step=state.step + 1), jax.tree.map(jnp.float32, next(told))
+
+  stage.learner = Scripted()
+  state, metrics = stage.update(state, ([None, None], None))
+  assert int(state.step) == 1
+  assert {name: float(value) for name, value in metrics.items()} == {
+    "loss": 1.0, "ratio_max": 1.5, "policy_updates": 1.0, "skipped_updates": 0.0
+  }  # fmt: skip
+  lost = {"loss": jnp.nan, "ratio_max": 1.0, "policy_updates": 1.0, "skipped_updates": 1.0}
+  told = iter([lost, lost | {"loss": 1.0, "skipped_updates": 0.0}])
+  _, metrics = stage.update(state, ([None, None], None))
+  assert np.isnan(metrics["loss"])  # the reason of the skip
+  assert float(metrics["skipped_updates"]) == 1
+
+
+def test_untranslated_is_not_in_the_pivot(tokenizer, params):
+  script = {GERMAN.text: [(None, _solved(15), True)] * 4}
+  stage, state, _ = _stage(tokenizer, params, questions=(GERMAN,), script=script)
+  _, seen = stage.batch(state, 0)
+  assert seen["well_formed_rate"] == seen["language/translation"] == 0
+
+
 @pytest.mark.parametrize("teacher", ["policy", "reference", "ema"])
 def test_the_teacher_answers(tokenizer, params, teacher):
   stage, state, engine = _stage(tokenizer, params, feedback__teacher=teacher)
