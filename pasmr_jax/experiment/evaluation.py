@@ -1,4 +1,4 @@
-"""Accuracy per language of a model on questions with gold answers: the only reader of gold.
+"""Accuracy per language of a model on questions with gold answers.
 
 `Evaluator.write` narrates an evaluation: the questions are asked in chunks (`asking.py`), each
 process its share; every chunk's answers are judged (`measures.judge`), written down (`items.py`)
@@ -469,7 +469,7 @@ def _identifiable(codes: Sequence[str]) -> tuple[str, ...] | None:
 
 @jax.jit
 def _checksum(params: Any) -> jax.Array:
-  """A number that other parameters hardly have, and none that differ in one weight only.
+  """A number that differs for certain where one weight differs, and almost surely where more do.
 
   The sum of the weights' bits, each times an odd number of its own, modulo 2**32: the same however
   they are laid out on devices.

@@ -1,9 +1,9 @@
 """The method's heart: own pivot answers in, rewards out. Change the reward here.
 
-`score_question` narrates the path for one question and its G responses: choose what supervises
-(`labels`), compare each response's answer with it (`agreement`), add the small terms, and say which
-responses may teach at all (`valid`; `translation_valid` for translations). `score_questions` does
-it for a step's questions, because one control (`shuffled`) supervises with another question's vote.
+`score_questions` chooses what supervises each response of a step's questions (`labels`; for the
+control `shuffled` another question's vote). `_score_question` then compares the G responses of one
+question with it (`agreement`), adds the small terms, and says which of them may teach at all
+(`valid`; `translation_valid` for translations).
 
 Equations are those of docs/method.md.
 """

@@ -6,38 +6,29 @@ Dr. GRPO (arXiv 2503.20783), RLOO (arXiv 2402.14740), REINFORCE++ with group bas
 (arXiv 2501.03262).
 """
 
-from collections.abc import Callable
-
 import numpy as np
 from jaxtyping import Bool, Float
+
+from pasmr_jax.parallel.processes import global_moments
 
 ESTIMATORS = ("grpo", "dr_grpo", "rloo", "reinforce_pp")
 CREDITS = ("all", "split")
 
-Moments = Callable[[np.ndarray], tuple[float, float]]
-
-
-def local_moments(values: np.ndarray) -> tuple[float, float]:
-  """Mean and standard deviation of what this process holds; 0 and 0 of nothing."""
-  return (float(values.mean()), float(values.std())) if values.size else (0.0, 0.0)
+_EPSILON = 1e-6  # keeps a division by a zero deviation finite
 
 
 def estimate(
   rewards: Float[np.ndarray, "Q G"],
   valid: Bool[np.ndarray, "Q G"],
   estimator: str,
-  epsilon: float = 1e-6,
-  moments: Moments = local_moments,
 ) -> Float[np.ndarray, "Q G"]:
   """Advantages; responses that are not valid get 0 and do not enter a baseline.
 
   Args:
     rewards: float.
     valid: which responses have something to learn from.
-    estimator: `grpo` (R - mean) / (std + epsilon); `dr_grpo` R - mean; `rloo` R - mean of the
+    estimator: `grpo` (R - mean) / (std + _EPSILON); `dr_grpo` R - mean; `rloo` R - mean of the
       others; `reinforce_pp` R - mean, then whitened over the global batch.
-    epsilon: keeps a division by a zero deviation finite.
-    moments: mean and deviation over the global batch, for `reinforce_pp` on several hosts.
 
   Raises:
     ValueError: on an unknown estimator.
@@ -50,13 +41,13 @@ def estimate(
     advantages = centred
   elif estimator == "grpo":
     deviations = np.sqrt((centred**2).sum(axis=1, keepdims=True) / np.maximum(counts, 1))
-    advantages = centred / (deviations + epsilon)
+    advantages = centred / (deviations + _EPSILON)
   elif estimator == "rloo":
     # R_i - (sum - R_i) / (n - 1) = (R_i - mean) * n / (n - 1); a group of one has no others.
     advantages = np.where(counts > 1, centred * counts / np.maximum(counts - 1, 1), 0.0)
   elif estimator == "reinforce_pp":
-    mean, deviation = moments(centred[valid])
-    advantages = np.where(valid, (centred - mean) / (deviation + epsilon), 0.0)
+    mean, deviation = global_moments(centred[valid])
+    advantages = np.where(valid, (centred - mean) / (deviation + _EPSILON), 0.0)
   else:
     raise ValueError(f"advantage estimator is {estimator!r}; expected one of {ESTIMATORS}")
   return advantages.astype(np.float32)

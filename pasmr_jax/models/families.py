@@ -44,7 +44,7 @@ class Stated:
     return value
 
   def size(self, name: str, default: int | None = None) -> int:
-    """A positive number of things, such as no memory is needed to doubt."""
+    """A whole number from 1 to `_LARGEST`: more is refused before anything is allocated."""
     value = self.need(name) if default is None else self.get(name, default)
     whole = isinstance(value, int | np.integer) and not isinstance(value, bool)
     if not whole or not 0 < int(value) <= _LARGEST:

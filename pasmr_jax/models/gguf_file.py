@@ -1,8 +1,8 @@
 """Checkpoints of llama.cpp: one GGUF file, quantized or not.
 
-Metadata become what config.json would say (`_statement`), so that `families.py` reads both alike.
-Tensors differ from Hugging Face's in name, in axis order, in Gemma's norms, which are stored plus
-one, and in the rows of Llama's queries and keys, which are stored in another order.
+Metadata become what config.json would say (`gguf_statement`), so that `families.py` reads both
+alike. Tensors differ from Hugging Face's in name, in axis order, in Gemma's norms, which are stored
+plus one, and in the rows of Llama's queries and keys, which are stored in another order.
 """
 
 import contextlib

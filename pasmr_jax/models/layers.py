@@ -94,7 +94,7 @@ def row_axes(mesh: AbstractMesh, rows: int) -> tuple[str, ...] | None:
 
 
 def is_mapped(axis: str) -> bool:
-  """Whether what is traced is one of those that a `vmap` or `shard_map` of that name maps over."""
+  """Whether this is traced inside a `vmap` or `shard_map` over the axis of this name."""
   try:
     jax.lax.axis_size(axis)
   except NameError:

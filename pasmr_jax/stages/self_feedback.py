@@ -331,13 +331,11 @@ class SelfFeedbackStage:
       np.stack([one.reward for one in judged]),
       np.stack([one.valid for one in judged]),
       srl.advantage,
-      moments=processes.global_moments,
     )
     understanding = advantages.estimate(
       np.stack([one.understanding for one in judged]),
       np.stack([one.translation_valid for one in judged]),
       srl.advantage,
-      moments=processes.global_moments,
     )
     return reasoning, understanding * np.float32(srl.understanding_weight)
 

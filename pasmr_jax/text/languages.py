@@ -25,6 +25,7 @@ class Language:
   code: str  # ISO 639-1
   name: str  # in English
   scripts: tuple[str, ...]  # Unicode scripts of running text, most frequent first
+  # Two that tests write numbers with: readers know any script's digits, and go by the other marks.
   digits: str = ""  # the ten native digits 0..9, "" where only 0-9 are used
   decimal_mark: str = "."
   thousands_marks: tuple[str, ...] = (",", *SPACES, *APOSTROPHES)

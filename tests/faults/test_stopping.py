@@ -11,7 +11,7 @@ import time
 import pytest
 
 from pasmr_jax.experiment.reliability import stopping as module
-from pasmr_jax.experiment.reliability.stopping import EXIT_STOPPED, Stopped, Stopping
+from pasmr_jax.experiment.reliability.stopping import EXIT_STOPPED, Stopping
 
 pytestmark = pytest.mark.faults
 
@@ -166,7 +166,3 @@ def test_handlers_are_given_back():
   with Stopping():
     assert signal.getsignal(signal.SIGTERM) is not before[0]
   assert [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)] == before
-
-
-def test_stopped_is_an_exit_code():
-  assert Stopped().code == 75

@@ -3,7 +3,7 @@
 The text of `compiled.as_text()` is the schedule of one device: every fusion, copy and collective in
 order, each array with the memory it lives in (on a TPU a layout with `S(1)` is VMEM, other numbers
 are smaller memories, none is HBM). `parse` reads it into computations, and `executions`
-says how often each of them runs. `costs.py` counts with both.
+says how often each of them runs. `cost.py` counts with both.
 """
 
 import collections
@@ -126,17 +126,17 @@ def parse(text: str) -> Module:
 
 def _instruction(text: str, name: str, root: bool) -> Instruction:
   """`TYPE OPCODE(OPERANDS), ATTRIBUTES`; a tuple's type has brackets and blanks of its own."""
-  end = _closing(text, 0) + 1 if text.startswith("(") else text.index(" ")
+  end = _closing(text) + 1 if text.startswith("(") else text.index(" ")
   opcode, _, rest = text[end:].lstrip().partition("(")
-  operands = rest[: _closing("(" + rest, 0) - 1]
+  operands = rest[: _closing("(" + rest) - 1]
   return Instruction(name, text[:end], opcode, tuple(_NAME.findall(operands)), rest, root)
 
 
-def _closing(text: str, start: int) -> int:
-  """Where the bracket that opens at `start` closes."""
+def _closing(text: str) -> int:
+  """Where the bracket that the text begins with closes."""
   depth = 0
-  for place in range(start, len(text)):
-    depth += (text[place] == "(") - (text[place] == ")")
+  for place, character in enumerate(text):
+    depth += (character == "(") - (character == ")")
     if depth == 0:
       return place
   return len(text)

@@ -3,7 +3,6 @@
 Every text that comes from a file goes through `escape` or, in bulk, through `json_block`.
 """
 
-import collections
 import html
 import json
 import re
@@ -82,4 +81,4 @@ def language_name(code: str) -> str:
 
 def in_order(names: Iterable[str]) -> list[str]:
   """Each name once, as first met."""
-  return list(collections.OrderedDict.fromkeys(names))
+  return list(dict.fromkeys(names))
