@@ -1,13 +1,17 @@
 """Checks a configuration before anything is read or compiled.
 
-`check` lists every problem at once, each with its key, what was found and what was expected.
-Unknown keys and wrong types are found earlier, by ml_collections when flags are parsed.
+`check` lists every problem at once, each with its key, what was found and what was expected; where
+keys are not those of configs/base.py, or have values of other types, these problems alone. A key
+that is set on the command line ml_collections compares with the configuration file.
 """
 
 import difflib
+from collections import defaultdict
 from collections.abc import Callable, Iterator
 from fnmatch import fnmatchcase
+from typing import Any
 
+from configs import base
 from pasmr_jax import Config
 from pasmr_jax.data.pools import NAMES, set_name
 from pasmr_jax.data.sets import SETS
@@ -21,7 +25,6 @@ from pasmr_jax.models.config import ATTENTIONS
 from pasmr_jax.models.lora import TARGETS
 from pasmr_jax.parallel.processes import process_count
 from pasmr_jax.rollout.sampling import MAX_STOP_IDS
-from pasmr_jax.stages.supervised import KINDS
 from pasmr_jax.text.chat import STYLES
 from pasmr_jax.text.exemplars import MAX_EXEMPLARS
 from pasmr_jax.text.languages import LANGUAGES
@@ -69,6 +72,7 @@ def check(config: Config, devices: int = 1) -> None:
     config: the whole configuration.
     devices: over which a batch is split (the mesh's axes replica and fsdp).
   """
+  _raise(list(_keys(config)))  # the other checks read the keys
   numbers = list(_numbers(config))
   problems = [
     *_general(config),
@@ -78,8 +82,37 @@ def check(config: Config, devices: int = 1) -> None:
     *_evaluation(config),
     *([] if numbers else _batches(config, devices)),  # which divides by them
   ]
+  _raise(problems)
+
+
+def _raise(problems: list[str]) -> None:
   if problems:
     raise ValueError("the configuration cannot be run:\n  " + "\n  ".join(problems))
+
+
+def _keys(config: Config) -> Iterator[str]:
+  """What a configuration file has other than configs/base.py, which it may not add keys to."""
+  known, found = flatten(base.get_config()), flatten(config)
+  for key in sorted(found.keys() - known.keys()):
+    near = "".join(f", such as {name}" for name in difflib.get_close_matches(key, known, 1))
+    yield f"{key} is no key; expected one of configs/base.py{near}"
+  for key in sorted(found.keys() & known.keys()):
+    if not _same_type(found[key], known[key]):
+      yield f"{key} is {found[key]!r}; expected a value like {known[key]!r}"
+  lacking = defaultdict(list)
+  for key in sorted(known.keys() - found.keys()):
+    section, _, name = key.rpartition(".")
+    if not section.endswith(".mixture"):  # a pool without a share is left out
+      lacking[section].append(name)
+  for section, names in lacking.items():
+    yield (
+      f"{section or 'the configuration'} lacks {', '.join(names)}; expected all keys of"
+      " configs/base.py: set them one by one instead of replacing a section"
+    )
+
+
+def _same_type(value: Any, default: Any) -> bool:
+  return type(value) is type(default) or (type(default) is float and type(value) is int)
 
 
 def _general(config: Config) -> Iterator[str]:
@@ -132,9 +165,7 @@ def _general(config: Config) -> Iterator[str]:
       continue
     mixture = config[stage].mixture
     for kind, weight in mixture.items():
-      if kind not in KINDS:
-        yield f"{stage}.mixture.{kind} is {weight}; expected a share of some of {KINDS}"
-      elif weight > 0 and not config.data[kind]:
+      if weight > 0 and not config.data[kind]:
         yield f"{stage}.mixture.{kind} is {weight} but data.{kind} is empty; expected a source"
     if not any(mixture.values()):
       yield f"{stage}.mixture is all zero; expected a positive share"

@@ -4,6 +4,7 @@ import dataclasses
 import json
 import math
 import re
+import runpy
 
 import pytest
 
@@ -170,6 +171,46 @@ def test_what_only_self_feedback_cannot_do_is_no_problem_without_it():
 
 def test_published_sets_may_be_evaluated():
   validation.check(_config(data__test=("mgsm", "msvamp[:100]"), data__development=("mgsm[:9]",)))
+
+
+def _written(path, *lines):
+  """The configuration of a file with these lines."""
+  head = "from configs import base\n\n\ndef get_config():"
+  path.write_text("\n  ".join([head, "config = base.get_config()", *lines, "return config"]))
+  return runpy.run_path(str(path))["get_config"]()
+
+
+@pytest.mark.parametrize(
+  ("line", "said"),
+  [
+    ("srl.group_sizes = 16", "srl.group_sizes is no key; expected .*, such as srl.group_size$"),
+    ("feedback.sorce = 'gold'", "feedback.sorce is no key; expected .*, such as feedback.source$"),
+    ("group_size = 16", "group_size is no key; expected .*, such as srl.group_size$"),
+    ("pam.mixture.triplet = 0.5", "pam.mixture.triplet is no key; .* such as pam.mixture.triplets"),
+    ("zzz = 1", "zzz is no key; expected one of configs/base.py$"),
+    ("feedback = {'source': 'gold'}", "feedback lacks confidence, ema_decay, .* one by one"),
+    ("lora = {'rank': '8', 'alpha': 8, 'targets': ['up']}", "lora.rank is '8'; expected .* like 0"),
+    ("srl.group_size = None", "srl.group_size is None; expected a value like 16"),
+  ],
+)
+def test_a_key_that_a_file_misspells_is_named_with_the_nearest(tmp_path, line, said):
+  with pytest.raises(ValueError, match=rf"(?m)^  {said}") as found:
+    validation.check(_written(tmp_path / "config.py", f"config.{line}"))
+  assert len(str(found.value).splitlines()) == 2
+
+
+def test_a_file_may_leave_pools_out_of_a_mixture(tmp_path):
+  pools = ("triplets", "srl", "development")
+  sources = [f"config.data.{name} = ('json:{name}',)" for name in pools]
+  config = _written(
+    tmp_path / "config.py",
+    *sources,
+    "config.tokenizer.path = 'x'",
+    "config.data.test = ['mgsm']",
+    "config.pam.mixture = {'triplets': 1}",
+    "config.lora = {'rank': 0, 'alpha': 8, 'targets': ['up']}",
+  )
+  validation.check(config)
 
 
 def test_all_problems_are_listed_at_once():
