@@ -8,7 +8,7 @@ import runpy
 
 import pytest
 
-from configs import tiny
+from configs import base, tiny
 from pasmr_jax.experiment import validation
 from pasmr_jax.experiment.evaluation import Evaluator
 from pasmr_jax.experiment.reliability.identity import flatten
@@ -56,6 +56,8 @@ def test_the_shipped_configurations_are_valid():
     ({"prompt__question": "Q:"}, "prompt.question is 'Q:'; expected {question} once"),
     ({"tokenizer__path": ""}, "tokenizer.path is '' and so is model.pretrained"),
     ({"data__srl": ()}, "data.srl is empty"),
+    ({"data__test": ()}, "(?m)^  data.test is empty; expected questions with answers$"),
+    ({"data__development": ()}, "(?m)^  data.development is empty; expected questions with ans"),
     ({"pam__mixture__triplets": -1.0}, "pam.mixture.triplets is -1.0"),
     ({"prompt__style": "letter"}, "prompt.style is 'letter'; expected one of plain"),
     ({"prompt__system": "Be brief."}, "prompt.system is 'Be brief.'; expected '' unless"),
@@ -167,6 +169,22 @@ def test_microbatches_that_would_divide_are_named():
 def test_what_only_self_feedback_cannot_do_is_no_problem_without_it():
   changes = {"languages": ("de", "ha"), "feedback__source": "shuffled", "srl__questions": 1}
   validation.check(_config(stages=("base", "pam"), srl__update_rows=0, **changes))
+
+
+def test_what_only_training_reads_is_no_problem_without_it():
+  """Of eval.py, which reads the test, and of export.py, which reads no question."""
+  config = base.get_config()  # of which pam and srl have no data
+  config.model.pretrained = "model"
+  config.data.srl = config.data.test = ("json:x",)
+  config.pam.patience, config.evaluation.every, config.pam.microbatches = 3, 0, 7
+  config.srl.questions, config.feedback.source = 1, "shuffled"
+  with pytest.raises(ValueError, match=r"(?s)data.triplets is empty.*disjoint.*pam.patience is 3"):
+    validation.check(config)
+  validation.check(config, pools=("test",))
+  config.data.test = ()
+  with pytest.raises(ValueError, match=r"run:\n  data.test is empty; expected questions with ans"):
+    validation.check(config, pools=("test",))
+  validation.check(config, pools=())
 
 
 def test_published_sets_may_be_evaluated():
