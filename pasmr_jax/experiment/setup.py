@@ -31,6 +31,7 @@ from pasmr_jax.data.questions import Question
 from pasmr_jax.experiment.checkpoint import Checkpoints, Progress, abstract_params
 from pasmr_jax.experiment.measures import gold_answer
 from pasmr_jax.experiment.reliability.identity import published
+from pasmr_jax.experiment.reliability.recovery import steps_in
 from pasmr_jax.feedback import language_id
 from pasmr_jax.learning.optim import make_optimizer
 from pasmr_jax.learning.update import Learner, TrainState
@@ -420,11 +421,14 @@ def last_stage(workdir: pathlib.Path) -> str:
   Raises:
     ValueError: there is none.
   """
-  for stage in ("srl", "pam", "base"):
-    folder = workdir / "checkpoints" / stage
-    if folder.is_dir() and any(child.name.isdecimal() for child in folder.iterdir()):
-      return stage
-  raise ValueError(f"{workdir}: expected a run with checkpoints/STAGE/STEP, found none")
+  found = stages_with_checkpoints(workdir)
+  if not found:
+    raise ValueError(f"{workdir}: expected a run with checkpoints/STAGE/STEP, found none")
+  return found[-1]
+
+
+def stages_with_checkpoints(workdir: pathlib.Path) -> list[str]:
+  return [stage for stage in ("base", "pam", "srl") if steps_in(workdir / "checkpoints" / stage)]
 
 
 def named_stage(workdir: pathlib.Path, name: str) -> str:
@@ -433,9 +437,13 @@ def named_stage(workdir: pathlib.Path, name: str) -> str:
   To be asked before `make_run`, which would make a folder that is misspelt.
 
   Raises:
-    ValueError: the folder has no checkpoint of any stage.
+    ValueError: the folder has no checkpoint of that stage, or of any.
   """
-  last = last_stage(workdir)
+  last, found = last_stage(workdir), stages_with_checkpoints(workdir)
+  if name not in ("last", *found):
+    raise ValueError(
+      f"--stage={name}: no checkpoint of stage {name} in {workdir}; there are {', '.join(found)}"
+    )
   return last if name == "last" else name
 
 

@@ -7,7 +7,7 @@ that is set on the command line ml_collections compares with the configuration f
 
 import difflib
 from collections import defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from fnmatch import fnmatchcase
 from typing import Any
 
@@ -65,23 +65,27 @@ _RANGES: dict[str, tuple[Callable[[float], bool], str]] = {
 }
 
 
-def check(config: Config, devices: int = 1) -> None:
+def check(config: Config, devices: int = 1, pools: Collection[str] | None = None) -> None:
   """Raises ValueError with every problem of the configuration.
 
   Args:
     config: the whole configuration.
     devices: over which a batch is split (the mesh's axes replica and fsdp).
+    pools: those that are read where nothing is trained; None is a training run.
   """
   _raise(list(_keys(config)))  # the other checks read the keys
   numbers = list(_numbers(config))
   problems = [
     *_general(config),
+    *_pools(config, NAMES if pools is None else pools),
     *_choices(config),
     *numbers,
     *_lora(config),
     *_evaluation(config),
-    *([] if numbers else _batches(config, devices)),  # which divides by them
   ]
+  if pools is None:
+    problems += _training(config)
+    problems += [] if numbers else _batches(config, devices)  # which divides by them
   _raise(problems)
 
 
@@ -146,7 +150,10 @@ def _general(config: Config) -> Iterator[str]:
     template = config.prompt[key]
     if template.count("{question}") != 1:
       yield f"prompt.{key} is {template!r}; expected {{question}} once"
-  for name in NAMES:
+
+
+def _pools(config: Config, pools: Collection[str]) -> Iterator[str]:
+  for name in pools:
     for source in config.data[name]:
       evaluated = name in ("development", "test")
       if ":" in source or (evaluated and set_name(source) is not None):
@@ -159,6 +166,13 @@ def _general(config: Config) -> Iterator[str]:
         )
       else:
         yield f"data.{name} has source {source!r}; expected FORMAT:LOCATION"
+  for name in ("development", "test"):
+    if name in pools and not config.data[name]:
+      yield f"data.{name} is empty; expected questions with answers"
+
+
+def _training(config: Config) -> Iterator[str]:
+  stages = tuple(config.stages)
   rehearsed = "srl" in stages and config.srl.rehearsal_weight > 0  # by PAM's mixture
   for stage in ("base", "pam"):
     if stage not in stages and not (stage == "pam" and rehearsed):
@@ -177,12 +191,17 @@ def _general(config: Config) -> Iterator[str]:
       f"srl.questions is {config.srl.questions}; expected at least {fewest}, two a process, with"
       " feedback.source=shuffled: votes are those of the next question"
     )
-  if not config.data.development or not config.data.test:
-    yield "data.development or data.test is empty; expected questions with answers"
   for name in ("development", "test", "triplets", "pivot"):
     shared = set(config.data[name]) & set(config.data.srl)
     if name in ("development", "test") and any(not s.startswith("synthetic:") for s in shared):
       yield f"data.srl and data.{name} share {sorted(shared)}; expected disjoint sources"
+  for stage in STAGES:
+    patience = config[stage].patience
+    if stage in stages and patience > 0 and config.evaluation.every == 0:
+      yield (
+        f"{stage}.patience is {patience} but evaluation.every is 0; expected more than 0, or"
+        " patience 0"
+      )
 
 
 def _choices(config: Config) -> Iterator[str]:
@@ -247,13 +266,6 @@ def _evaluation(config: Config) -> Iterator[str]:
     yield f"evaluation.exemplar_file is '' but evaluation.exemplars is {exemplars}; expected a file"
   if evaluation.template.count("{question}") != 1:
     yield f"evaluation.template is {evaluation.template!r}; expected {{question}} once"
-  for stage in STAGES:
-    patience = config[stage].patience
-    if stage in config.stages and patience > 0 and evaluation.every == 0:
-      yield (
-        f"{stage}.patience is {patience} but evaluation.every is 0; expected more than 0, or"
-        " patience 0"
-      )
   if evaluation.samples > 1 and not evaluation.sampled:
     yield f"evaluation.samples is {evaluation.samples} but evaluation.sampled is False; expected 1"
   if evaluation.pivot_agreement and ask != "pasmr":
