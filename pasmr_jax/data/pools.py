@@ -27,7 +27,7 @@ development and test only, so that nothing is trained on it by its name.
 
 import dataclasses
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 from pasmr_jax import Config
 from pasmr_jax.data import sets, synthetic
@@ -51,13 +51,19 @@ _NAMED = ("mgsm", "msvamp")  # formats of files that name their language
 _FIELDS = ("id", "language", "text", "pivot_text", "solution", "answer")
 
 
-def read_pool(name: str, config: Config, references: bool = False) -> list[Question]:
+def read_pool(
+  name: str,
+  config: Config,
+  references: bool = False,
+  say: Callable[[str], None] = lambda text: None,
+) -> list[Question]:
   """The questions of `config.data.NAME`, source after source, language after language.
 
   Args:
     name: one of `NAMES`.
     config: the whole configuration.
     references: also the pivot texts that the pool has and does not use.
+    say: is told what one may not expect of the pool's evaluation sets.
 
   Raises:
     ValueError: a malformed source or one that nothing is taken of, naming its key; two questions
@@ -71,7 +77,7 @@ def read_pool(name: str, config: Config, references: bool = False) -> list[Quest
   for source in config.data[name]:
     key = f"data.{name}: source {source!r}"
     if set_name(source) is not None:
-      questions += _read_set(name, source, languages, config, key)
+      questions += _read_set(name, source, languages, config, key, say)
       continue
     match = _SOURCE.fullmatch(source)
     if match is None or match["format"] not in ("synthetic", *FORMATS):
@@ -140,12 +146,21 @@ def check_taught(name: str, questions: Iterable[Question]) -> None:
 
 
 def _read_set(
-  name: str, source: str, languages: Sequence[str], config: Config, key: str
+  name: str,
+  source: str,
+  languages: Sequence[str],
+  config: Config,
+  key: str,
+  say: Callable[[str], None],
 ) -> list[Question]:
   match = _SET.fullmatch(source)
   if match is None or name not in _SPLITS:
     raise ValueError(f"{key}: an evaluation set is for data.development and data.test only")
-  found = sets.read_set(match["name"], languages, config.data.root, config.pivot)
+
+  def told(text: str) -> None:
+    say(f"data.{name}: {text}")
+
+  found = sets.read_set(match["name"], languages, config.data.root, config.pivot, told)
   return _taken(found.values(), match, key)
 
 

@@ -479,7 +479,7 @@ def make_run(config: Config, workdir: pathlib.Path, pools: Sequence[str] | None 
   mesh = make_mesh(config.mesh.fsdp, config.mesh.tensor, replica=config.mesh.replica)
   tokenizer = make_tokenizer(config, workdir)
   model = model_config(config, tokenizer)
-  questions = {name: read_pool(name, config) for name in used}
+  questions = {name: read_pool(name, config, say=say) for name in used}
   if config.feedback.source == "gold":
     for question in questions.get("srl", ()):
       gold_answer(question)

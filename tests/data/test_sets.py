@@ -175,7 +175,7 @@ def test_what_is_wrong_is_named(root, tmp_path):
   with pytest.raises(ValueError, match=r"'msvamp' has none of ko, vi; it has bn, de, en"):
     sets.read_set("msvamp", ["ko", "vi"], root, "en")
   with pytest.raises(FileNotFoundError, match=r"'mmath' is not on the .*github.com/RUCAIBox/MMATH"):
-    sets.read_set("mmath", ["ko"], str(tmp_path / "nowhere"), "en")
+    sets.read_set("mmath", ["ko"], str(tmp_path / "mgsm"), "en")
   with pytest.raises(FileNotFoundError, match=r"mgsm_sw.tsv: no such file"):
     sets.read_set("mgsm", ["sw"], root, "en")
   config = _config(root, ())
@@ -184,6 +184,38 @@ def test_what_is_wrong_is_named(root, tmp_path):
     read_pool("srl", config)
   with pytest.raises(ValueError, match=r"data.test: source 'mgsn': .* or one of the sets mgsm, "):
     read_pool("test", _config(root, ("mgsn",)))
+
+
+def test_a_root_that_is_no_folder_is_named(tmp_path):
+  nowhere = str(tmp_path / "nowhere")
+  with pytest.raises(FileNotFoundError, match=rf"data.root is '{nowhere}'; expected a folder, or"):
+    read_pool("test", _config(nowhere, ("msvamp",)))
+
+
+def test_it_is_told_that_the_hub_is_read_and_not_a_folder(root, monkeypatch):
+  def load_dataset(path, subset, split):
+    import datasets
+
+    return datasets.Dataset.from_dict({"question": [f"{subset}?"], "answer_number": [7]})
+
+  said = []
+  monkeypatch.setattr("datasets.load_dataset", load_dataset)
+  found = read_pool("test", _config(root, ("mgsm_rev2", "msvamp"), ("bn",)), say=said.append)
+  assert [q.text for q in found[:2]] == ["en?", "bn?"]
+  reason = f"there is no folder {root}/mgsm_rev2"
+  assert said == [
+    f"data.test: mgsm_rev2 is read from the Hugging Face hub (lightonai/mgsm-rev2): {reason}"
+  ]
+  read_pool("test", _config("", ("mgsm_rev2",), ("bn",)), say=said.append)  # as it says
+  assert len(said) == 1
+
+  def unreachable(path, subset, split):
+    raise ConnectionError("nobody listens")
+
+  monkeypatch.setattr("datasets.load_dataset", unreachable)
+  for folder, why in ((root, reason), ("", "data.root is ''")):
+    with pytest.raises(ValueError, match=rf"nobody listens.*; {why}, from which mgsm_rev2 would"):
+      read_pool("test", _config(folder, ("mgsm_rev2",), ("bn",)))
 
 
 def test_names_of_sources():
