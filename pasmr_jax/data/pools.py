@@ -66,8 +66,9 @@ def read_pool(
     say: is told what one may not expect of the pool's evaluation sets.
 
   Raises:
-    ValueError: a malformed source or one that nothing is taken of, naming its key; two questions
-      of one id and language in development or test; one without what the pool teaches; what the
+    ValueError: a malformed source or one that nothing is taken of, naming its key; evaluation sets
+      without a target language; two questions of one id and language in development or test; one
+      without what the pool teaches; what the
       readers raise.
     FileNotFoundError: a file that is not there.
   """
@@ -100,6 +101,7 @@ def read_pool(
     questions += taken
   if name in _SPLITS:
     _check_ids(name, questions)
+    _check_targets(name, questions, config)
   check_taught(name, questions)
   return [
     question if answers else dataclasses.replace(question, answer=None) for question in questions
@@ -135,6 +137,19 @@ def _check_ids(name: str, questions: Sequence[Question]) -> None:
       )
 
 
+def _check_targets(name: str, questions: Sequence[Question], config: Config) -> None:
+  """Sets that have other languages than the pivot are not for it alone; gsm8k, for one, is."""
+  if any(question.language in config.languages for question in questions):
+    return
+  for source in config.data[name]:
+    found = set_name(source)
+    if found is not None and set(has := sets.SETS[found].languages) != {config.pivot}:
+      raise ValueError(
+        f"data.{name}: no source has a question in {', '.join(config.languages)}; {found} has"
+        f" {', '.join(has)}"
+      )
+
+
 def check_taught(name: str, questions: Iterable[Question]) -> None:
   """Raises ValueError naming a question that lacks what its pool teaches."""
   for question in questions:
@@ -160,6 +175,9 @@ def _read_set(
   def told(text: str) -> None:
     say(f"data.{name}: {text}")
 
+  lacking = [code for code in languages if code not in sets.SETS[match["name"]].languages]
+  if lacking:
+    told(f"{match['name']} has no questions in {', '.join(lacking)}")
   found = sets.read_set(match["name"], languages, config.data.root, config.pivot, told)
   return _taken(found.values(), match, key)
 

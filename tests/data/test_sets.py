@@ -218,6 +218,29 @@ def test_it_is_told_that_the_hub_is_read_and_not_a_folder(root, monkeypatch):
       read_pool("test", _config(folder, ("mgsm_rev2",), ("bn",)))
 
 
+def test_languages_that_a_set_lacks_are_told(root):
+  said = []
+  read_pool("test", _config(root, ("mgsm", "gsm8k"), ("de", "tr", "yo")), say=said.append)
+  assert said == [
+    "data.test: mgsm has no questions in tr, yo",
+    "data.test: gsm8k has no questions in de, tr, yo",
+  ]
+
+
+def test_a_pool_is_not_left_with_the_pivot_alone(root, tmp_path):
+  config = _config(root, ("mgsm",), ("tr", "yo", "ar"))
+  said = r"^data.test: no source has a question in tr, yo, ar; mgsm has bn, de, en, es"
+  with pytest.raises(ValueError, match=said):
+    read_pool("test", config)
+  # Unless another source has some, or the set is one of the pivot.
+  _write(tmp_path / "own_tr.tsv", "Kaç?\t3")
+  config.languages = ("tr",)
+  config.data.test = ("mgsm", f"mgsm:{tmp_path}/own_tr.tsv")
+  assert [q.language for q in read_pool("test", config)] == ["en", "en", "tr"]
+  config.data.test = ("gsm8k",)
+  assert [q.language for q in read_pool("test", config)] == ["en"]
+
+
 def test_names_of_sources():
   assert set_name("mgsm[:5]") == "mgsm"
   assert set_name("mgsm:{root}/x_{language}.tsv") is None
