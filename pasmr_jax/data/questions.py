@@ -19,6 +19,7 @@ Any error names the file and line (or item), what was found and what was expecte
 """
 
 import dataclasses
+import itertools
 import json
 import os
 import re
@@ -127,8 +128,8 @@ def read_questions(
 
 
 def _mgsm(path: str, answers: bool) -> Iterator[_Row]:
-  for number, line in _lines(path):
-    where = f"{path}:{number}"
+  for number, (at, line) in enumerate(_lines(path), start=1):
+    where = f"{path}:{at}"
     text, tab, answer = line.partition("\t")
     if not tab or (answers and "\t" in answer):
       raise ValueError(
@@ -258,7 +259,11 @@ def _questions(path: str, rows: Iterable[_Row], language: str | None) -> list[Qu
 
 
 def _lines(path: str) -> Iterator[tuple[int, str]]:
-  """Numbered lines that are not blank, decoded one by one so that an error names its line."""
+  """Lines that are not blank, each with its place, decoded one by one so that errors name it.
+
+  The place is for messages. Questions are numbered without blank lines, which files of two
+  languages may have in different places.
+  """
   if not os.path.isfile(path):
     raise FileNotFoundError(f"{path}: no such file, expected a file of questions")
   with open(path, "rb") as file:
@@ -285,10 +290,8 @@ def _json_rows(path: str) -> Iterator[tuple[str, Any, int]]:
     items = _json(text, path)
     yield from ((f"{path}: item {number}", item, number) for number, item in enumerate(items, 1))
     return
-  for number, line in [first]:
-    yield f"{path}:{number}", _json(line, f"{path}:{number}"), number
-  for number, line in lines:
-    yield f"{path}:{number}", _json(line, f"{path}:{number}"), number
+  for number, (at, line) in enumerate(itertools.chain([first], lines), start=1):
+    yield f"{path}:{at}", _json(line, f"{path}:{at}"), number
 
 
 def _json(text: str, where: str) -> Any:

@@ -74,6 +74,44 @@ def test_gsm8k(tmp_path):
   ]
 
 
+@pytest.mark.parametrize(
+  ("format", "name", "row", "bad", "ids"),
+  [
+    ("mgsm", "x_de.tsv", "Wie viele?\t7", "Wie?", ["mgsm-001", "mgsm-002"]),
+    (
+      "msvamp",
+      "test_German.json",
+      {"query": "how ?", "m_query": "Wie?", "response": "8.0"},
+      "{",
+      ["msvamp-0001", "msvamp-0002"],
+    ),
+    (
+      "gsm8k",
+      "test.jsonl",
+      {"question": "Pens?", "answer": SOLUTION},
+      "{",
+      ["gsm8k-test-00000", "gsm8k-test-00001"],
+    ),
+    (
+      "mgsm8k_instruct",
+      "x.json",
+      {"query": "Wie?", "response": SOLUTION, "lang": "German"},
+      "{",
+      ["mgsm8k-000001", "mgsm8k-000002"],
+    ),
+    ("json", "x.jsonl", {"question": "Wie?"}, "{", ["000001", "000002"]),
+  ],
+)
+def test_blank_lines_have_no_number(tmp_path, format, name, row, bad, ids):
+  """So that a file with some has the ids of its translation without; messages count all lines."""
+  options = {"language": "de", "columns": {"text": "question"}} if format == "json" else {}
+  for written in ([row, row], ["", " ", row, "", row, ""]):
+    found = read(lines(tmp_path / name, *written), format, **options)
+    assert [question.id for question in found] == ids
+  with pytest.raises(ValueError, match=rf"{name}:4: "):
+    read(lines(tmp_path / name, "", "", row, bad), format, **options)
+
+
 def test_parallel(tmp_path):
   path = lines(tmp_path / "de.jsonl", PARALLEL)
   plain = Question("pens-0", "de", PARALLEL["question"], PARALLEL["pivot_question"], answer="14")

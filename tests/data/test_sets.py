@@ -54,6 +54,15 @@ def test_local_files_are_read_for_the_languages_that_the_set_has(root):
   ]
 
 
+def test_blank_lines_shift_no_reference(root, tmp_path):
+  german = (tmp_path / "mgsm" / "mgsm_de.tsv").read_text("utf-8")
+  (tmp_path / "mgsm" / "mgsm_de.tsv").write_text(f"\n\n{german}", "utf-8")
+  files = _config(root, ("mgsm:{root}/mgsm/mgsm_{language}.tsv",), ("de",))
+  for config in (files, _config(root, ("mgsm",), ("de",))):
+    asked = {(q.id, q.language): q.pivot_text for q in read_pool("test", config)}
+    assert asked["mgsm-001", "de"] == "How many pens?"
+
+
 def test_the_name_of_a_set_may_be_sliced(root):
   found = read_pool("test", _config(root, ("mgsm[1:2]", "gsm8k"), ("de",)))
   assert [(q.language, q.id) for q in found] == [
