@@ -270,11 +270,6 @@ class Run:
           * (dropped > 0)
         )
       )
-      if not kept:
-        raise ValueError(
-          f"data.{kind} has no example of at most {name}.max_length={settings.max_length} tokens,"
-          f" though {name}.mixture.{kind} is {weight}"
-        )
       pools.append((kept, weight))
     return supervised_iterator(
       pools,
@@ -283,7 +278,25 @@ class Run:
       self._seed(use),
       process_index(),
       process_count(),
+      key="srl.rehearsal_rows" if use == "srl rehearsal" else f"{name}.batch_size",
     )
+
+  def expect_examples(self, name: str) -> None:
+    """Raises ValueError if a pool of a supervised stage has no example that fits a row.
+
+    It looks no further than the first that does.
+    """
+    settings = self.config[name]
+    for kind, weight in settings.mixture.items():
+      if weight > 0 and not any(
+        len(example) <= settings.max_length
+        for question in self.pools[kind]
+        for example in examples(kind, [question], self.tokenizer, self.config.prompt)
+      ):
+        raise ValueError(
+          f"data.{kind} has no example of at most {name}.max_length={settings.max_length} tokens,"
+          f" though {name}.mixture.{kind} is {weight}"
+        )
 
   def _self_feedback(self) -> SelfFeedbackStage:
     config, srl = self.config, self.config.srl
@@ -299,7 +312,12 @@ class Run:
       mesh=self.mesh,
       reference=self._reference() if needs_reference(config) else None,
       questions=question_iterator(
-        questions, srl.questions, self._seed("srl questions"), process_index(), process_count()
+        questions,
+        srl.questions,
+        self._seed("srl questions"),
+        process_index(),
+        process_count(),
+        key="srl.questions",
       ),
       rehearsal=rehearsal,
     )
@@ -492,21 +510,28 @@ def make_run(config: Config, workdir: pathlib.Path, pools: Sequence[str] | None 
     shardings=param_shardings(model, mesh, rules.TRAINING),
     pools=questions,
   )
-  if "srl" in run.pools:  # now, not when PAM has ended
+  # Now, not when the stages before have ended.
+  if "srl" in run.pools:
     run.expect_fitting(run.pools["srl"], config.srl.max_prompt_length, "srl")
+  if pools is None:
+    for stage in supervised_settings(config):
+      run.expect_examples(stage)
   return run
 
 
 def pools_used(config: Config) -> list[str]:
   """The pools that the run's stages and evaluations read."""
-  used = {"development", "test"}
-  for stage in config.stages:
-    if stage == "srl":
-      used.add("srl")
-    if stage != "srl" or config.srl.rehearsal_weight > 0:
-      mixture = config["pam" if stage == "srl" else stage].mixture
-      used |= {kind for kind, weight in mixture.items() if weight > 0}
+  used = {"development", "test", *({"srl"} & {*config.stages})}
+  for stage in supervised_settings(config):
+    used |= {kind for kind, weight in config[stage].mixture.items() if weight > 0}
   return [name for name in NAMES if name in used]
+
+
+def supervised_settings(config: Config) -> list[str]:
+  """Of which supervised stages a run reads the examples: srl may rehearse those of pam."""
+  rehearsed = "srl" in config.stages and config.srl.rehearsal_weight > 0
+  used = {*config.stages, *({"pam"} if rehearsed else ())}
+  return [stage for stage in ("base", "pam") if stage in used]
 
 
 def make_tokenizer(config: Config, workdir: pathlib.Path) -> Tokenizer:

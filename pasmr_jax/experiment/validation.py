@@ -280,9 +280,17 @@ def _batches(config: Config, devices: int) -> Iterator[str]:
       f"{stage}.batch_size", config[stage].batch_size, f"{stage}.microbatches",
       config[stage].microbatches, devices,
     )  # fmt: skip
-  srl = config.srl
-  if "srl" in config.stages and srl.questions % process_count():
-    yield f"srl.questions is {srl.questions}; expected a multiple of {process_count()} processes"
+  srl, stages = config.srl, tuple(config.stages)
+  shared = {
+    f"{stage}.batch_size": config[stage].batch_size for stage in STAGES[:2] if stage in stages
+  }
+  if "srl" in stages:
+    shared["srl.questions"] = srl.questions
+    if srl.rehearsal_weight > 0:
+      shared["srl.rehearsal_rows"] = srl.rehearsal_rows
+  for key, rows in shared.items():
+    if rows % process_count():
+      yield f"{key} is {rows}; expected a multiple of the {process_count()} processes"
   rows = srl.questions * srl.group_size
   if srl.update_rows > rows:
     yield f"srl.update_rows is {srl.update_rows}; expected at most questions * group_size = {rows}"

@@ -9,10 +9,11 @@ import runpy
 import pytest
 
 from configs import base, tiny
-from pasmr_jax.experiment import validation
+from pasmr_jax.experiment import setup, validation
 from pasmr_jax.experiment.evaluation import Evaluator
 from pasmr_jax.experiment.reliability.identity import flatten
 from pasmr_jax.experiment.setup import make_run
+from pasmr_jax.stages.supervised import examples
 
 
 def _config(**changes):
@@ -262,6 +263,52 @@ def test_a_later_stage_cannot_find_its_questions_too_long(tmp_path):
 
 
 @pytest.mark.parametrize(
+  ("changes", "said"),
+  [
+    ({"pam__max_length": 16}, "data.pivot has no example of at most pam.max_length=16 tokens, tho"),
+    (
+      {"pam__max_length": 16, "stages": ("base",), "base__max_length": 16},
+      "data.pivot has no example of at most base.max_length=16",
+    ),
+    (  # of the rehearsal
+      {"pam__max_length": 16, "stages": ("srl",), "pam__mixture__pivot": 0.0},
+      "data.triplets has no example of at most pam.max_length=16 .* pam.mixture.triplets is 0.3",
+    ),
+  ],
+)
+def test_a_later_stage_cannot_find_its_examples_too_long(tmp_path, changes, said):
+  with pytest.raises(ValueError, match=said):
+    make_run(_config(**changes), tmp_path)
+  make_run(_config(**changes), tmp_path, pools=("test",))
+  changes = {"stages": ("srl",), "srl__rehearsal_weight": 0.0} | {"pam__max_length": 16}
+  make_run(_config(**changes), tmp_path)  # which reads no example
+
+
+def test_examples_are_read_as_far_as_the_first_that_fits(tmp_path, monkeypatch):
+  read = []
+  monkeypatch.setattr(
+    setup,
+    "examples",
+    lambda kind, pool, *others: read.append(kind) or examples(kind, pool, *others),
+  )
+  make_run(_config(stages=("pam",), pam__mixture__pivot=0.5), tmp_path)
+  assert read == ["pivot", "triplets"]
+
+
+def test_processes_that_cannot_share_a_batch_are_named_with_its_key(monkeypatch):
+  monkeypatch.setattr(validation, "process_count", lambda: 16)
+  changes = {"pam__batch_size": 8, "base__batch_size": 24, "srl__rehearsal_rows": 12}
+  with pytest.raises(ValueError, match=r"run:\n  ") as found:
+    validation.check(_config(**changes, srl__microbatches=1, srl__questions=8))
+  _, *problems = str(found.value).splitlines()
+  expected = {"base.batch_size": 24, "pam.batch_size": 8, "srl.questions": 8}
+  expected["srl.rehearsal_rows"] = 12
+  assert problems == [
+    f"  {key} is {rows}; expected a multiple of the 16 processes" for key, rows in expected.items()
+  ]
+
+
+@pytest.mark.parametrize(
   ("metric", "languages", "said"),
   [
     ("sampled/target_accuracy", ("en", "de"), "evaluation.sampled is False"),
@@ -308,8 +355,6 @@ def test_over_long_prompts_are_counted_and_left_out_never_cut(tmp_path, capsys):
 
 
 def test_a_tokenizer_larger_than_the_model_is_refused(tmp_path, monkeypatch):
-  from pasmr_jax.experiment import setup
-
   config = _config()
   tokenizer = setup.make_tokenizer(config, tmp_path)
   small = setup.model_config(config, tokenizer)
