@@ -61,7 +61,6 @@ def model() -> ConfigDict:
   config.num_kv_heads = 2
   config.head_dim = 32
   config.mlp_dim = 256
-  config.sliding_window = 128
   return config
 
 

@@ -591,7 +591,6 @@ def model_config(config: Config, tokenizer: Tokenizer) -> TransformerConfig:
     head_dim=settings.head_dim,
     mlp_dim=settings.mlp_dim,
     query_scale=settings.head_dim**-0.5,
-    sliding_window=settings.sliding_window,
     qk_norm=True,
     norm_plus_one=True,
     scale_embeddings=True,
