@@ -6,6 +6,7 @@ A pool, such as `config.data.triplets`, is a tuple of sources `FORMAT:LOCATION[S
     mgsm:{root}/mgsm/mgsm_{language}.tsv        a file a language
     parallel:{root}/{language}.jsonl[:2000]     its first 2,000 questions
     huggingface:openai/gsm8k,main,test          id, subset, split; columns by data.columns
+    huggingface:{root}/{language}               a folder of CSV, Parquet or JSON files a language
     msvamp[:100]                                a published evaluation set (data/sets.py)
 
 FORMAT is `synthetic` or one of `questions.FORMATS`. `{language}` stands for every language of the
@@ -14,7 +15,8 @@ pool: the pivot for `pivot`, all languages for `development` and `test`, the tar
 is read once, and of its questions those in the pool's languages are kept. [START:STOP] must take
 some questions of whatever is read. What language such a file is in it says itself: gsm8k is
 English, mgsm and msvamp name it at the end of the file's name, and for json and huggingface
-data.columns.language does. Where nothing says it, the pool does if it has but one language.
+data.columns.language does (one data.columns holds for all of these). Where nothing says it, the
+pool does if it has but one language.
 
 In development and test an id is of one question a language, since answers are told apart by both.
 Sources without ids of their own (json and huggingface without data.columns.id) count theirs from 1,

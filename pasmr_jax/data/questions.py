@@ -13,7 +13,8 @@ supervised stages ask for `solutions`, self-feedback asks for neither.
     parallel_equations  the same                       pivot_solution's equations as solution
     mgsm8k_instruct     JSON lines or one JSON list    query, response, lang
     json                JSON lines or one JSON list    named by `columns`
-    huggingface         id or folder for `datasets`    named by `columns`
+    huggingface         id or folder for `datasets`,   named by `columns`
+                        also of CSV or Parquet files
 
 Any error names the file and line (or item), what was found and what was expected.
 """
@@ -237,7 +238,7 @@ def _questions(path: str, rows: Iterable[_Row], language: str | None) -> list[Qu
     elif language is None:
       raise ValueError(
         f"{path}: its questions have no language, expected data.columns.language, or {{language}}"
-        " in its location"
+        " or {target} in its location"
       )
     else:
       row["language"] = language
@@ -307,6 +308,7 @@ def _huggingface_rows(
 ) -> Iterator[tuple[str, Any, int]]:
   import datasets
   from datasets import config as settings
+  from datasets.exceptions import DatasetsError
 
   where = f"{path} ({subset or 'default'}, {split})"
   silent = "" if os.path.exists(path) else hub.silence()
@@ -315,9 +317,11 @@ def _huggingface_rows(
     # `datasets` waits long for a hub that does not answer; what it has of it is in its cache.
     settings.HF_HUB_OFFLINE = offline or bool(silent)
     rows = datasets.load_dataset(path, subset, split=split)
-  except (OSError, ValueError) as error:
+  except (OSError, ValueError, DatasetsError) as error:
+    # Of a file that cannot be read the library's own error says nothing but that there is one.
+    within = f": {error.__cause__}" if isinstance(error, DatasetsError) and error.__cause__ else ""
     reason = f" ({silent})" if silent else ""
-    raise ValueError(f"{where}: datasets cannot load it: {error}{reason}") from error
+    raise ValueError(f"{where}: datasets cannot load it: {error}{within}{reason}") from error
   finally:
     settings.HF_HUB_OFFLINE = offline
   absent = {field: column for field, column in columns.items() if column not in rows.column_names}

@@ -179,6 +179,25 @@ def test_huggingface_by_columns(tmp_path, monkeypatch):
     read(str(tmp_path / "nowhere"), "huggingface", columns=columns, language="de")
 
 
+def test_a_folder_of_csv_or_parquet_files(tmp_path, monkeypatch):
+  import datasets
+
+  monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", str(tmp_path / "cache"))
+  columns = {"text": "q", "answer": "a"}
+  csv, parquet = tmp_path / "csv", tmp_path / "parquet"
+  csv.mkdir()
+  lines(csv / "train-1.csv", "q,a", '"Stifte, wie viele?",7')
+  datasets.Dataset.from_dict({"q": ["Stifte, wie viele?"], "a": [7]}).to_parquet(
+    parquet / "train.parquet"
+  )
+  for folder in (csv, parquet):
+    found = read(str(folder), "huggingface", columns=columns, language="de")
+    assert found == [Question("000001", "de", "Stifte, wie viele?", answer="7")]
+  lines(csv / "train-2.csv", "frage", "Bälle?")  # an error of the library's own kind
+  with pytest.raises(ValueError, match=rf"{csv} .default, train.: (?s:.*)frage"):
+    read(str(csv), "huggingface", columns=columns, language="de")
+
+
 @pytest.mark.parametrize(
   ("format", "name", "row", "garbage", "options"),
   [
@@ -305,7 +324,8 @@ def test_bad_arguments(tmp_path):
     read(path, "json", columns={"question": "q"})
   with pytest.raises(ValueError, match="columns has no key 'text'"):
     read(path, "json", language="de")
-  with pytest.raises(ValueError, match=r"questions have no language, expected data\.columns"):
+  said = r"have no language, expected data\.columns\.language, or {language} or {target} in its"
+  with pytest.raises(ValueError, match=said):
     read(path, "json", columns={"text": "q"})
   with pytest.raises(ValueError, match=r"own\.jsonl:1: no column 'a'; it has 'q'"):
     read(path, "json", columns={"text": "q", "answer": "a"}, language="de")
