@@ -77,8 +77,9 @@ def main(_):
   config.stages = (stage,)
   if SCORING.value:
     config.evaluation.scoring = SCORING.value
-  validation.check(config)
-  run = make_run(config, workdir, pools=("test",))
+  pools = ("test",)
+  validation.check(config, pools=pools)
+  run = make_run(config, workdir, pools)
   with exits.told(workdir), jax.set_mesh(run.mesh):
     if STAGE.value == "pretrained":
       params, checkpoint = run.start_params(stage), "pretrained"

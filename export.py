@@ -47,10 +47,10 @@ def main(_):
   check_target(out)
   if STAGE.value == PRETRAINED and not config.model.pretrained:
     raise ValueError("--stage=pretrained: model.pretrained is ''; expected weights to export")
-  validation.check(config)
   stage = STAGE.value
   if stage != PRETRAINED:
     stage = named_stage(workdir, stage)
+  validation.check(config, pools=())
   run = make_run(config, workdir, pools=())
   with exits.told(out), jax.set_mesh(run.mesh):
     if stage == PRETRAINED:

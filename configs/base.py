@@ -1,7 +1,8 @@
 """Every key of the project, with its default and meaning. No default stands anywhere else.
 
 A configuration is `base.get_config()` plus its differences. On the command line any key can be set:
-`--config.srl.group_size=16`. A key that does not exist or a value of another type is an error.
+`--config.srl.group_size=16`. A key that does not exist or a value of another type is an error, in a
+configuration file too (`pasmr_jax/experiment/validation.py`).
 """
 
 from ml_collections import ConfigDict
@@ -61,7 +62,6 @@ def model() -> ConfigDict:
   config.num_kv_heads = 2
   config.head_dim = 32
   config.mlp_dim = 256
-  config.sliding_window = 128
   return config
 
 

@@ -73,6 +73,7 @@ def question_iterator(
   seed: int,
   process_index: int = 0,
   process_count: int = 1,
+  key: str = "batch_size",
 ) -> grain.DatasetIterator[list[Question]]:
   """Batches of questions without end, each question once an epoch, in a new order each epoch.
 
@@ -83,6 +84,7 @@ def question_iterator(
     questions: the pool, in any order; the same on every process.
     batch_size: questions a step, of all processes together.
     seed: any int from 0; streams of different seeds are independent.
+    key: of the configuration, that says `batch_size`; for messages.
 
   Returns:
     An iterator over lists of batch_size // process_count questions. `get_state()` is a dict fit
@@ -90,7 +92,7 @@ def question_iterator(
 
   Raises ValueError for an empty pool or a batch that the processes cannot share.
   """
-  rows = _rows_of_process("batch_size", batch_size, process_index, process_count)
+  rows = _rows_of_process(key, batch_size, process_index, process_count)
   if not questions:
     raise ValueError("question_iterator: found no question, expected at least one")
   stream = _shuffled(questions, seed, pool=0).batch(batch_size, batch_fn=_numbered)
@@ -104,6 +106,7 @@ def supervised_iterator(
   seed: int,
   process_index: int = 0,
   process_count: int = 1,
+  key: str = "batch_size",
 ) -> "PackedIterator":
   """Packed batches without end from pools mixed by weight.
 
@@ -114,6 +117,7 @@ def supervised_iterator(
     batch_size: rows a step, of all processes together.
     max_length: tokens a row. Each example must fit (see `fit_examples`).
     seed: any int from 0.
+    key: of the configuration, that says `batch_size`; for messages.
 
   Returns:
     An iterator over `SupervisedBatch`es of batch_size // process_count rows. `get_state()` is a
@@ -122,7 +126,7 @@ def supervised_iterator(
   Raises ValueError for an empty pool, a weight that is not positive, an example that does not fit,
   or a batch that the processes cannot share.
   """
-  rows = _rows_of_process("batch_size", batch_size, process_index, process_count)
+  rows = _rows_of_process(key, batch_size, process_index, process_count)
   if not pools:
     raise ValueError("supervised_iterator: found no pool, expected at least one")
   for number, (examples, weight) in enumerate(pools):

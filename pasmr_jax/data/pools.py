@@ -6,6 +6,7 @@ A pool, such as `config.data.triplets`, is a tuple of sources `FORMAT:LOCATION[S
     mgsm:{root}/mgsm/mgsm_{language}.tsv        a file a language
     parallel:{root}/{language}.jsonl[:2000]     its first 2,000 questions
     huggingface:openai/gsm8k,main,test          id, subset, split; columns by data.columns
+    huggingface:{root}/{language}               a folder of CSV, Parquet or JSON files a language
     msvamp[:100]                                a published evaluation set (data/sets.py)
 
 FORMAT is `synthetic` or one of `questions.FORMATS`. `{language}` stands for every language of the
@@ -14,7 +15,8 @@ pool: the pivot for `pivot`, all languages for `development` and `test`, the tar
 is read once, and of its questions those in the pool's languages are kept. [START:STOP] must take
 some questions of whatever is read. What language such a file is in it says itself: gsm8k is
 English, mgsm and msvamp name it at the end of the file's name, and for json and huggingface
-data.columns.language does. Where nothing says it, the pool does if it has but one language.
+data.columns.language does (one data.columns holds for all of these). Where nothing says it, the
+pool does if it has but one language.
 
 In development and test an id is of one question a language, since answers are told apart by both.
 Sources without ids of their own (json and huggingface without data.columns.id) count theirs from 1,
@@ -27,7 +29,7 @@ development and test only, so that nothing is trained on it by its name.
 
 import dataclasses
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 from pasmr_jax import Config
 from pasmr_jax.data import sets, synthetic
@@ -51,17 +53,24 @@ _NAMED = ("mgsm", "msvamp")  # formats of files that name their language
 _FIELDS = ("id", "language", "text", "pivot_text", "solution", "answer")
 
 
-def read_pool(name: str, config: Config, references: bool = False) -> list[Question]:
+def read_pool(
+  name: str,
+  config: Config,
+  references: bool = False,
+  say: Callable[[str], None] = lambda text: None,
+) -> list[Question]:
   """The questions of `config.data.NAME`, source after source, language after language.
 
   Args:
     name: one of `NAMES`.
     config: the whole configuration.
     references: also the pivot texts that the pool has and does not use.
+    say: is told what one may not expect of the pool's evaluation sets.
 
   Raises:
-    ValueError: a malformed source or one that nothing is taken of, naming its key; two questions
-      of one id and language in development or test; one without what the pool teaches; what the
+    ValueError: a malformed source or one that nothing is taken of, naming its key; evaluation sets
+      without a target language; two questions of one id and language in development or test; one
+      without what the pool teaches; what the
       readers raise.
     FileNotFoundError: a file that is not there.
   """
@@ -71,7 +80,7 @@ def read_pool(name: str, config: Config, references: bool = False) -> list[Quest
   for source in config.data[name]:
     key = f"data.{name}: source {source!r}"
     if set_name(source) is not None:
-      questions += _read_set(name, source, languages, config, key)
+      questions += _read_set(name, source, languages, config, key, say)
       continue
     match = _SOURCE.fullmatch(source)
     if match is None or match["format"] not in ("synthetic", *FORMATS):
@@ -94,6 +103,7 @@ def read_pool(name: str, config: Config, references: bool = False) -> list[Quest
     questions += taken
   if name in _SPLITS:
     _check_ids(name, questions)
+    _check_targets(name, questions, config)
   check_taught(name, questions)
   return [
     question if answers else dataclasses.replace(question, answer=None) for question in questions
@@ -129,6 +139,19 @@ def _check_ids(name: str, questions: Sequence[Question]) -> None:
       )
 
 
+def _check_targets(name: str, questions: Sequence[Question], config: Config) -> None:
+  """Sets that have other languages than the pivot are not for it alone; gsm8k, for one, is."""
+  if any(question.language in config.languages for question in questions):
+    return
+  for source in config.data[name]:
+    found = set_name(source)
+    if found is not None and set(has := sets.SETS[found].languages) != {config.pivot}:
+      raise ValueError(
+        f"data.{name}: no source has a question in {', '.join(config.languages)}; {found} has"
+        f" {', '.join(has)}"
+      )
+
+
 def check_taught(name: str, questions: Iterable[Question]) -> None:
   """Raises ValueError naming a question that lacks what its pool teaches."""
   for question in questions:
@@ -140,12 +163,24 @@ def check_taught(name: str, questions: Iterable[Question]) -> None:
 
 
 def _read_set(
-  name: str, source: str, languages: Sequence[str], config: Config, key: str
+  name: str,
+  source: str,
+  languages: Sequence[str],
+  config: Config,
+  key: str,
+  say: Callable[[str], None],
 ) -> list[Question]:
   match = _SET.fullmatch(source)
   if match is None or name not in _SPLITS:
     raise ValueError(f"{key}: an evaluation set is for data.development and data.test only")
-  found = sets.read_set(match["name"], languages, config.data.root, config.pivot)
+
+  def told(text: str) -> None:
+    say(f"data.{name}: {text}")
+
+  lacking = [code for code in languages if code not in sets.SETS[match["name"]].languages]
+  if lacking:
+    told(f"{match['name']} has no questions in {', '.join(lacking)}")
+  found = sets.read_set(match["name"], languages, config.data.root, config.pivot, told)
   return _taken(found.values(), match, key)
 
 

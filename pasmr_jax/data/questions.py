@@ -13,12 +13,14 @@ supervised stages ask for `solutions`, self-feedback asks for neither.
     parallel_equations  the same                       pivot_solution's equations as solution
     mgsm8k_instruct     JSON lines or one JSON list    query, response, lang
     json                JSON lines or one JSON list    named by `columns`
-    huggingface         id or folder for `datasets`    named by `columns`
+    huggingface         id or folder for `datasets`,   named by `columns`
+                        also of CSV or Parquet files
 
 Any error names the file and line (or item), what was found and what was expected.
 """
 
 import dataclasses
+import itertools
 import json
 import os
 import re
@@ -127,8 +129,8 @@ def read_questions(
 
 
 def _mgsm(path: str, answers: bool) -> Iterator[_Row]:
-  for number, line in _lines(path):
-    where = f"{path}:{number}"
+  for number, (at, line) in enumerate(_lines(path), start=1):
+    where = f"{path}:{at}"
     text, tab, answer = line.partition("\t")
     if not tab or (answers and "\t" in answer):
       raise ValueError(
@@ -236,7 +238,7 @@ def _questions(path: str, rows: Iterable[_Row], language: str | None) -> list[Qu
     elif language is None:
       raise ValueError(
         f"{path}: its questions have no language, expected data.columns.language, or {{language}}"
-        " in its location"
+        " or {target} in its location"
       )
     else:
       row["language"] = language
@@ -258,7 +260,11 @@ def _questions(path: str, rows: Iterable[_Row], language: str | None) -> list[Qu
 
 
 def _lines(path: str) -> Iterator[tuple[int, str]]:
-  """Numbered lines that are not blank, decoded one by one so that an error names its line."""
+  """Lines that are not blank, each with its place, decoded one by one so that errors name it.
+
+  The place is for messages. Questions are numbered without blank lines, which files of two
+  languages may have in different places.
+  """
   if not os.path.isfile(path):
     raise FileNotFoundError(f"{path}: no such file, expected a file of questions")
   with open(path, "rb") as file:
@@ -285,10 +291,8 @@ def _json_rows(path: str) -> Iterator[tuple[str, Any, int]]:
     items = _json(text, path)
     yield from ((f"{path}: item {number}", item, number) for number, item in enumerate(items, 1))
     return
-  for number, line in [first]:
-    yield f"{path}:{number}", _json(line, f"{path}:{number}"), number
-  for number, line in lines:
-    yield f"{path}:{number}", _json(line, f"{path}:{number}"), number
+  for number, (at, line) in enumerate(itertools.chain([first], lines), start=1):
+    yield f"{path}:{at}", _json(line, f"{path}:{at}"), number
 
 
 def _json(text: str, where: str) -> Any:
@@ -304,6 +308,7 @@ def _huggingface_rows(
 ) -> Iterator[tuple[str, Any, int]]:
   import datasets
   from datasets import config as settings
+  from datasets.exceptions import DatasetsError
 
   where = f"{path} ({subset or 'default'}, {split})"
   silent = "" if os.path.exists(path) else hub.silence()
@@ -312,9 +317,11 @@ def _huggingface_rows(
     # `datasets` waits long for a hub that does not answer; what it has of it is in its cache.
     settings.HF_HUB_OFFLINE = offline or bool(silent)
     rows = datasets.load_dataset(path, subset, split=split)
-  except (OSError, ValueError) as error:
+  except (OSError, ValueError, DatasetsError) as error:
+    # Of a file that cannot be read the library's own error says nothing but that there is one.
+    within = f": {error.__cause__}" if isinstance(error, DatasetsError) and error.__cause__ else ""
     reason = f" ({silent})" if silent else ""
-    raise ValueError(f"{where}: datasets cannot load it: {error}{reason}") from error
+    raise ValueError(f"{where}: datasets cannot load it: {error}{within}{reason}") from error
   finally:
     settings.HF_HUB_OFFLINE = offline
   absent = {field: column for field, column in columns.items() if column not in rows.column_names}

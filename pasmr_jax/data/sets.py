@@ -5,7 +5,7 @@ set. Where its questions come from:
 
 1. the set's folder in `data.root`, if it is there: its own files as published (`files`), or a
    copy of the hub's data set;
-2. else the Hugging Face hub (`hub`).
+2. else the Hugging Face hub (`hub`), which is told where there is a `data.root`.
 
 Of the languages asked for, those that the set has are read; it is an error if it has none of them.
 In a set that is parallel, questions of all languages share their ids, and each one carries the
@@ -17,7 +17,7 @@ of them were checked.
 
 import dataclasses
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from pasmr_jax.data.questions import Question, read_questions
 from pasmr_jax.text.languages import LANGUAGES
@@ -161,7 +161,11 @@ SETS: Mapping[str, EvaluationSet] = {
 
 
 def read_set(
-  name: str, languages: Sequence[str], root: str, pivot: str
+  name: str,
+  languages: Sequence[str],
+  root: str,
+  pivot: str,
+  say: Callable[[str], None] = lambda text: None,
 ) -> dict[str, list[Question]]:
   """The questions of a set with their gold answers, by language.
 
@@ -170,10 +174,13 @@ def read_set(
     languages: codes; those that the set lacks are left out.
     root: folder in which the set's own may lie; "" looks at the hub at once.
     pivot: language of the reference translations of a parallel set.
+    say: is told that the hub is read instead of a folder.
 
   Raises:
-    ValueError: the set has none of the languages, or what the readers raise.
-    FileNotFoundError: the set is not on the hub and its folder or a file in it is not there.
+    ValueError: the set has none of the languages, or what the readers raise, with the folder that
+      is not there where they read the hub.
+    FileNotFoundError: `root` is no folder; the set is not on the hub and its folder or a file in it
+      is not there.
   """
   kind = SETS[name]
   named = kind.names(languages)
@@ -182,7 +189,10 @@ def read_set(
       f"evaluation set {name!r} has none of {', '.join(languages)}; it has"
       f" {', '.join(kind.languages)}"
     )
+  if root and not os.path.isdir(root):
+    raise FileNotFoundError(f"data.root is {root!r}; expected a folder, or '' to read from the hub")
   folder = os.path.join(root, kind.folder) if root else ""
+  looked = f"there is no folder {folder}" if root else "data.root is ''"
   if not os.path.isdir(folder):
     folder = ""
   if not folder and not kind.hub:
@@ -191,7 +201,14 @@ def read_set(
       f"evaluation set {name!r} is not on the Hugging Face hub; expected its files as {expected}"
       f" (data.root), which {kind.home} has"
     )
-  read = {code: _read(kind, folder, code, own) for code, own in named.items()}
+  if root and not folder:
+    say(f"{name} is read from the Hugging Face hub ({kind.hub}): {looked}")
+  try:
+    read = {code: _read(kind, folder, code, own) for code, own in named.items()}
+  except ValueError as error:
+    if folder:
+      raise
+    raise ValueError(f"{error}; {looked}, from which {name} would be read instead") from error
   return with_references(read, pivot) if kind.parallel else read
 
 

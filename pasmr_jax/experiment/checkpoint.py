@@ -277,10 +277,11 @@ class Checkpoints:
     wanted["attention_pattern"] = list(model.attention_pattern)
     # A field that is newer than the checkpoint has, there, the default that changes nothing.
     found = {field.name: field.default for field in dataclasses.fields(model)} | record["model"]
+    free = COMPUTED if "local" in model.attention_pattern else (*COMPUTED, "sliding_window")
     differences = [
       f"{name} is {found[name]!r}, expected {value!r}"
       for name, value in wanted.items()
-      if name not in COMPUTED and found[name] != value
+      if name not in free and found[name] != value
     ]
     if differences:
       raise ValueError(

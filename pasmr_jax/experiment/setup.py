@@ -31,6 +31,7 @@ from pasmr_jax.data.questions import Question
 from pasmr_jax.experiment.checkpoint import Checkpoints, Progress, abstract_params
 from pasmr_jax.experiment.measures import gold_answer
 from pasmr_jax.experiment.reliability.identity import published
+from pasmr_jax.experiment.reliability.recovery import steps_in
 from pasmr_jax.feedback import language_id
 from pasmr_jax.learning.optim import make_optimizer
 from pasmr_jax.learning.update import Learner, TrainState
@@ -272,11 +273,6 @@ class Run:
           * (dropped > 0)
         )
       )
-      if not kept:
-        raise ValueError(
-          f"data.{kind} has no example of at most {name}.max_length={settings.max_length} tokens,"
-          f" though {name}.mixture.{kind} is {weight}"
-        )
       pools.append((kept, weight))
     return supervised_iterator(
       pools,
@@ -285,7 +281,25 @@ class Run:
       self._seed(use),
       process_index(),
       process_count(),
+      key="srl.rehearsal_rows" if use == "srl rehearsal" else f"{name}.batch_size",
     )
+
+  def expect_examples(self, name: str) -> None:
+    """Raises ValueError if a pool of a supervised stage has no example that fits a row.
+
+    It looks no further than the first that does.
+    """
+    settings = self.config[name]
+    for kind, weight in settings.mixture.items():
+      if weight > 0 and not any(
+        len(example) <= settings.max_length
+        for question in self.pools[kind]
+        for example in examples(kind, [question], self.tokenizer, self.config.prompt)
+      ):
+        raise ValueError(
+          f"data.{kind} has no example of at most {name}.max_length={settings.max_length} tokens,"
+          f" though {name}.mixture.{kind} is {weight}"
+        )
 
   def _self_feedback(self) -> SelfFeedbackStage:
     config, srl = self.config, self.config.srl
@@ -301,7 +315,12 @@ class Run:
       mesh=self.mesh,
       reference=self._reference() if needs_reference(config) else None,
       questions=question_iterator(
-        questions, srl.questions, self._seed("srl questions"), process_index(), process_count()
+        questions,
+        srl.questions,
+        self._seed("srl questions"),
+        process_index(),
+        process_count(),
+        key="srl.questions",
       ),
       rehearsal=rehearsal,
     )
@@ -423,11 +442,14 @@ def last_stage(workdir: pathlib.Path) -> str:
   Raises:
     ValueError: there is none.
   """
-  for stage in ("srl", "pam", "base"):
-    folder = workdir / "checkpoints" / stage
-    if folder.is_dir() and any(child.name.isdecimal() for child in folder.iterdir()):
-      return stage
-  raise ValueError(f"{workdir}: expected a run with checkpoints/STAGE/STEP, found none")
+  found = stages_with_checkpoints(workdir)
+  if not found:
+    raise ValueError(f"{workdir}: expected a run with checkpoints/STAGE/STEP, found none")
+  return found[-1]
+
+
+def stages_with_checkpoints(workdir: pathlib.Path) -> list[str]:
+  return [stage for stage in ("base", "pam", "srl") if steps_in(workdir / "checkpoints" / stage)]
 
 
 def named_stage(workdir: pathlib.Path, name: str) -> str:
@@ -436,9 +458,13 @@ def named_stage(workdir: pathlib.Path, name: str) -> str:
   To be asked before `make_run`, which would make a folder that is misspelt.
 
   Raises:
-    ValueError: the folder has no checkpoint of any stage.
+    ValueError: the folder has no checkpoint of that stage, or of any.
   """
-  last = last_stage(workdir)
+  last, found = last_stage(workdir), stages_with_checkpoints(workdir)
+  if name not in ("last", *found):
+    raise ValueError(
+      f"--stage={name}: no checkpoint of stage {name} in {workdir}; there are {', '.join(found)}"
+    )
   return last if name == "last" else name
 
 
@@ -474,7 +500,7 @@ def make_run(config: Config, workdir: pathlib.Path, pools: Sequence[str] | None 
   mesh = make_mesh(config.mesh.fsdp, config.mesh.tensor, replica=config.mesh.replica)
   tokenizer = make_tokenizer(config, workdir)
   model = model_config(config, tokenizer)
-  questions = {name: read_pool(name, config) for name in used}
+  questions = {name: read_pool(name, config, say=say) for name in used}
   if config.feedback.source == "gold":
     for question in questions.get("srl", ()):
       gold_answer(question)
@@ -487,21 +513,28 @@ def make_run(config: Config, workdir: pathlib.Path, pools: Sequence[str] | None 
     shardings=param_shardings(model, mesh, rules.TRAINING),
     pools=questions,
   )
-  if "srl" in run.pools:  # now, not when PAM has ended
+  # Now, not when the stages before have ended.
+  if "srl" in run.pools:
     run.expect_fitting(run.pools["srl"], config.srl.max_prompt_length, "srl")
+  if pools is None:
+    for stage in supervised_settings(config):
+      run.expect_examples(stage)
   return run
 
 
 def pools_used(config: Config) -> list[str]:
   """The pools that the run's stages and evaluations read."""
-  used = {"development", "test"}
-  for stage in config.stages:
-    if stage == "srl":
-      used.add("srl")
-    if stage != "srl" or config.srl.rehearsal_weight > 0:
-      mixture = config["pam" if stage == "srl" else stage].mixture
-      used |= {kind for kind, weight in mixture.items() if weight > 0}
+  used = {"development", "test", *({"srl"} & {*config.stages})}
+  for stage in supervised_settings(config):
+    used |= {kind for kind, weight in config[stage].mixture.items() if weight > 0}
   return [name for name in NAMES if name in used]
+
+
+def supervised_settings(config: Config) -> list[str]:
+  """Of which supervised stages a run reads the examples: srl may rehearse those of pam."""
+  rehearsed = "srl" in config.stages and config.srl.rehearsal_weight > 0
+  used = {*config.stages, *({"pam"} if rehearsed else ())}
+  return [stage for stage in ("base", "pam") if stage in used]
 
 
 def make_tokenizer(config: Config, workdir: pathlib.Path) -> Tokenizer:
@@ -561,7 +594,6 @@ def model_config(config: Config, tokenizer: Tokenizer) -> TransformerConfig:
     head_dim=settings.head_dim,
     mlp_dim=settings.mlp_dim,
     query_scale=settings.head_dim**-0.5,
-    sliding_window=settings.sliding_window,
     qk_norm=True,
     norm_plus_one=True,
     scale_embeddings=True,

@@ -1,13 +1,17 @@
 """Checks a configuration before anything is read or compiled.
 
-`check` lists every problem at once, each with its key, what was found and what was expected.
-Unknown keys and wrong types are found earlier, by ml_collections when flags are parsed.
+`check` lists every problem at once, each with its key, what was found and what was expected; where
+keys are not those of configs/base.py, or have values of other types, these problems alone. A key
+that is set on the command line ml_collections compares with the configuration file.
 """
 
 import difflib
-from collections.abc import Callable, Iterator
+from collections import defaultdict
+from collections.abc import Callable, Collection, Iterator
 from fnmatch import fnmatchcase
+from typing import Any
 
+from configs import base
 from pasmr_jax import Config
 from pasmr_jax.data.pools import NAMES, set_name
 from pasmr_jax.data.sets import SETS
@@ -21,7 +25,6 @@ from pasmr_jax.models.config import ATTENTIONS
 from pasmr_jax.models.lora import TARGETS
 from pasmr_jax.parallel.processes import process_count
 from pasmr_jax.rollout.sampling import MAX_STOP_IDS
-from pasmr_jax.stages.supervised import KINDS
 from pasmr_jax.text.chat import STYLES
 from pasmr_jax.text.exemplars import MAX_EXEMPLARS
 from pasmr_jax.text.languages import LANGUAGES
@@ -62,24 +65,58 @@ _RANGES: dict[str, tuple[Callable[[float], bool], str]] = {
 }
 
 
-def check(config: Config, devices: int = 1) -> None:
+def check(config: Config, devices: int = 1, pools: Collection[str] | None = None) -> None:
   """Raises ValueError with every problem of the configuration.
 
   Args:
     config: the whole configuration.
     devices: over which a batch is split (the mesh's axes replica and fsdp).
+    pools: those that are read where nothing is trained; None is a training run.
   """
+  _raise(list(_keys(config)))  # the other checks read the keys
   numbers = list(_numbers(config))
   problems = [
     *_general(config),
+    *_pools(config, NAMES if pools is None else pools),
     *_choices(config),
     *numbers,
     *_lora(config),
     *_evaluation(config),
-    *([] if numbers else _batches(config, devices)),  # which divides by them
   ]
+  if pools is None:
+    problems += _training(config)
+    problems += [] if numbers else _batches(config, devices)  # which divides by them
+  _raise(problems)
+
+
+def _raise(problems: list[str]) -> None:
   if problems:
     raise ValueError("the configuration cannot be run:\n  " + "\n  ".join(problems))
+
+
+def _keys(config: Config) -> Iterator[str]:
+  """What a configuration file has other than configs/base.py, which it may not add keys to."""
+  known, found = flatten(base.get_config()), flatten(config)
+  for key in sorted(found.keys() - known.keys()):
+    near = "".join(f", such as {name}" for name in difflib.get_close_matches(key, known, 1))
+    yield f"{key} is no key; expected one of configs/base.py{near}"
+  for key in sorted(found.keys() & known.keys()):
+    if not _same_type(found[key], known[key]):
+      yield f"{key} is {found[key]!r}; expected a value like {known[key]!r}"
+  lacking = defaultdict(list)
+  for key in sorted(known.keys() - found.keys()):
+    section, _, name = key.rpartition(".")
+    if not section.endswith(".mixture"):  # a pool without a share is left out
+      lacking[section].append(name)
+  for section, names in lacking.items():
+    yield (
+      f"{section or 'the configuration'} lacks {', '.join(names)}; expected all keys of"
+      " configs/base.py: set them one by one instead of replacing a section"
+    )
+
+
+def _same_type(value: Any, default: Any) -> bool:
+  return type(value) is type(default) or (type(default) is float and type(value) is int)
 
 
 def _general(config: Config) -> Iterator[str]:
@@ -113,7 +150,10 @@ def _general(config: Config) -> Iterator[str]:
     template = config.prompt[key]
     if template.count("{question}") != 1:
       yield f"prompt.{key} is {template!r}; expected {{question}} once"
-  for name in NAMES:
+
+
+def _pools(config: Config, pools: Collection[str]) -> Iterator[str]:
+  for name in pools:
     for source in config.data[name]:
       evaluated = name in ("development", "test")
       if ":" in source or (evaluated and set_name(source) is not None):
@@ -126,15 +166,20 @@ def _general(config: Config) -> Iterator[str]:
         )
       else:
         yield f"data.{name} has source {source!r}; expected FORMAT:LOCATION"
+  for name in ("development", "test"):
+    if name in pools and not config.data[name]:
+      yield f"data.{name} is empty; expected questions with answers"
+
+
+def _training(config: Config) -> Iterator[str]:
+  stages = tuple(config.stages)
   rehearsed = "srl" in stages and config.srl.rehearsal_weight > 0  # by PAM's mixture
   for stage in ("base", "pam"):
     if stage not in stages and not (stage == "pam" and rehearsed):
       continue
     mixture = config[stage].mixture
     for kind, weight in mixture.items():
-      if kind not in KINDS:
-        yield f"{stage}.mixture.{kind} is {weight}; expected a share of some of {KINDS}"
-      elif weight > 0 and not config.data[kind]:
+      if weight > 0 and not config.data[kind]:
         yield f"{stage}.mixture.{kind} is {weight} but data.{kind} is empty; expected a source"
     if not any(mixture.values()):
       yield f"{stage}.mixture is all zero; expected a positive share"
@@ -146,12 +191,17 @@ def _general(config: Config) -> Iterator[str]:
       f"srl.questions is {config.srl.questions}; expected at least {fewest}, two a process, with"
       " feedback.source=shuffled: votes are those of the next question"
     )
-  if not config.data.development or not config.data.test:
-    yield "data.development or data.test is empty; expected questions with answers"
   for name in ("development", "test", "triplets", "pivot"):
     shared = set(config.data[name]) & set(config.data.srl)
     if name in ("development", "test") and any(not s.startswith("synthetic:") for s in shared):
       yield f"data.srl and data.{name} share {sorted(shared)}; expected disjoint sources"
+  for stage in STAGES:
+    patience = config[stage].patience
+    if stage in stages and patience > 0 and config.evaluation.every == 0:
+      yield (
+        f"{stage}.patience is {patience} but evaluation.every is 0; expected more than 0, or"
+        " patience 0"
+      )
 
 
 def _choices(config: Config) -> Iterator[str]:
@@ -216,13 +266,6 @@ def _evaluation(config: Config) -> Iterator[str]:
     yield f"evaluation.exemplar_file is '' but evaluation.exemplars is {exemplars}; expected a file"
   if evaluation.template.count("{question}") != 1:
     yield f"evaluation.template is {evaluation.template!r}; expected {{question}} once"
-  for stage in STAGES:
-    patience = config[stage].patience
-    if stage in config.stages and patience > 0 and evaluation.every == 0:
-      yield (
-        f"{stage}.patience is {patience} but evaluation.every is 0; expected more than 0, or"
-        " patience 0"
-      )
   if evaluation.samples > 1 and not evaluation.sampled:
     yield f"evaluation.samples is {evaluation.samples} but evaluation.sampled is False; expected 1"
   if evaluation.pivot_agreement and ask != "pasmr":
@@ -237,9 +280,17 @@ def _batches(config: Config, devices: int) -> Iterator[str]:
       f"{stage}.batch_size", config[stage].batch_size, f"{stage}.microbatches",
       config[stage].microbatches, devices,
     )  # fmt: skip
-  srl = config.srl
-  if "srl" in config.stages and srl.questions % process_count():
-    yield f"srl.questions is {srl.questions}; expected a multiple of {process_count()} processes"
+  srl, stages = config.srl, tuple(config.stages)
+  shared = {
+    f"{stage}.batch_size": config[stage].batch_size for stage in STAGES[:2] if stage in stages
+  }
+  if "srl" in stages:
+    shared["srl.questions"] = srl.questions
+    if srl.rehearsal_weight > 0:
+      shared["srl.rehearsal_rows"] = srl.rehearsal_rows
+  for key, rows in shared.items():
+    if rows % process_count():
+      yield f"{key} is {rows}; expected a multiple of the {process_count()} processes"
   rows = srl.questions * srl.group_size
   if srl.update_rows > rows:
     yield f"srl.update_rows is {srl.update_rows}; expected at most questions * group_size = {rows}"

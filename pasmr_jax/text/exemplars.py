@@ -121,9 +121,10 @@ def chain_prompt(
     exemplars: in the question's language, and for `english_cot` in English too.
 
   Raises:
-    ValueError: `direct`, and a worked example whose answer cannot be read.
+    ValueError: `WORDS` has nothing for the language; or the way is `direct`, and the answer of a
+      worked example cannot be read.
   """
-  words = WORDS[language]
+  words = _words(language)
   call = {
     "native_cot": words.reasoning,
     "english_cot": WORDS["en"].reasoning,
@@ -141,6 +142,16 @@ def chain_prompt(
       reasoned = str(answer.value)
     blocks.append(f"{_announced(words.question, asked)}\n{_announced(call, reasoned)}")
   return "\n\n".join([*blocks, f"{_announced(words.question, question)}\n{call}"])
+
+
+def _words(language: str) -> Words:
+  """Raises ValueError for a language that was added to `languages.LANGUAGES` only."""
+  if language not in WORDS:
+    raise ValueError(
+      f"no words to ask in {language!r} with (evaluation.ask or worked examples); expected"
+      " Words(question, reasoning, answer) for it in WORDS of pasmr_jax/text/exemplars.py"
+    )
+  return WORDS[language]
 
 
 def _announced(word: str, text: str) -> str:
@@ -165,7 +176,7 @@ def cut(text: str, language: str, stops: Sequence[str], anywhere: bool = False) 
   # A blank line before the first word is no end.
   begin = len(text) - len(text.lstrip())
   places = [place for mark in stops if (place := text.find(mark, begin)) >= 0]
-  words = "|".join(re.escape(WORDS[code].question) for code in (language, "en"))
+  words = "|".join(re.escape(_words(code).question) for code in (language, "en"))
   before = "" if anywhere else rf"(?:^|{_ENDED})[ \t>#*_]*"
   if match := re.search(rf"{before}({words})", text):
     places.append(match.start(1))

@@ -2,7 +2,8 @@
 
 One `Language` a language says how numbers, answers and amounts are written in it. The answer reader
 (`text/answers.py`), the prompts and the language identifier read these tables; none of them asks
-"is this Russian?". A new language is a new entry of `LANGUAGES`.
+"is this Russian?". A new language is a new entry of `LANGUAGES`, and of the other tables that
+docs/architecture.md names.
 
 Words are lower case and as a native writer types them; readers compare case-insensitively.
 """

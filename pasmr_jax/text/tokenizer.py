@@ -32,6 +32,7 @@ _RESERVED = (
   ("<SPECIAL_100>", "<SPECIAL_101>"),  # Mistral's Tekken
   ("[control_100]", "[control_101]"),  # Mistral's SentencePiece from version 3 on
 )
+_OPEN, _CLOSE = "tokenizer.open", "tokenizer.close"  # keys of the configuration, for messages
 _UNDECODED = "\ufffd"  # what bytes that are no whole character decode to
 
 
@@ -182,6 +183,7 @@ def load_tokenizer(
     ValueError: an unreadable file, an unknown stop or padding token, one of them or a delimiter
       that is a single character of ordinary text, no end-of-sequence token, no token for padding
       but one that ends a response, delimiters that are equal, empty, or (not added) of two kinds.
+      It names the configuration's keys, not these arguments.
   """
   vocabulary = read_vocabulary(path)
   if not open_delimiter and not close_delimiter:
@@ -195,19 +197,19 @@ def load_tokenizer(
 
   if vocabulary.eos_id is None:
     raise ValueError(f"tokenizer {path}: it has no end-of-sequence token, expected one")
-  stop_ids = (vocabulary.eos_id, *(named(token, "stop_tokens") for token in stop_tokens))
+  stop_ids = (vocabulary.eos_id, *(named(token, "tokenizer.stop") for token in stop_tokens))
   stop_ids = tuple(dict.fromkeys(stop_ids))
 
-  delimiters = {"open_delimiter": open_delimiter, "close_delimiter": close_delimiter}
+  delimiters = {_OPEN: open_delimiter, _CLOSE: close_delimiter}
   single = {key: vocabulary.id_of(text) for key, text in delimiters.items()}
   if pad_token is None:
     pad_id = _choose_padding(path, vocabulary, {*stop_ids, *single.values()})
   else:
-    pad_id = named(pad_token, "pad_token")
+    pad_id = named(pad_token, "tokenizer.pad")
     if pad_id in stop_ids:
       raise ValueError(
         f"tokenizer {path}: the padding token {pad_token!r} is also a stop token, so that the end"
-        " of a response could not be learned; name another (pad_token)"
+        " of a response could not be learned; name another (tokenizer.pad)"
       )
   added: dict[int, tuple[int, ...]] = {}
   if add_delimiters:
@@ -224,7 +226,7 @@ def load_tokenizer(
   else:
     controls |= {delimiters[key]: token for key, token in single.items() if token is not None}
     open_ids, close_ids = ((token,) for token in single.values() if token is not None)
-  controls |= {token: named(token, "stop_tokens") for token in stop_tokens}
+  controls |= {token: named(token, "tokenizer.stop") for token in stop_tokens}
   if pad_token is not None:
     controls[pad_token] = pad_id
 
@@ -248,8 +250,8 @@ def load_tokenizer(
     _control_names={token: name for name, token in controls.items()},
     _control_pattern=re.compile(f"(?=({'|'.join(map(re.escape, names))}))"),
   )
-  stops = (("stop_tokens", token) for token in stop_tokens)
-  for key, token in (*stops, ("pad_token", pad_token), *delimiters.items()):
+  stops = (("tokenizer.stop", token) for token in stop_tokens)
+  for key, token in (*stops, ("tokenizer.pad", pad_token), *delimiters.items()):
     if token is not None and token in controls:
       _check_kept_out(tokenizer, key, token)
   return tokenizer
@@ -281,7 +283,7 @@ def _choose_padding(path: str, vocabulary: Vocabulary, taken: set[int | None]) -
       return token
   raise ValueError(
     f"tokenizer {path}: it has no control token to pad with but those that end a response or stand"
-    " around a translation; name a padding token (pad_token)"
+    " around a translation; name a padding token (tokenizer.pad)"
   )
 
 
@@ -302,13 +304,14 @@ def _check_delimiters(
   opening, closing = delimiters.values()
   if opening in closing or closing in opening:
     raise ValueError(
-      f"tokenizer {path}: open_delimiter {opening!r} and close_delimiter {closing!r} must differ"
+      f"tokenizer {path}: {_OPEN} {opening!r} and {_CLOSE} {closing!r} must differ"
       " and neither contain the other"
     )
-  if (single["open_delimiter"] is None) != (single["close_delimiter"] is None):
-    has, lacks = (opening, closing) if single["close_delimiter"] is None else (closing, opening)
+  if (single[_OPEN] is None) != (single[_CLOSE] is None):
+    has, lacks = (opening, closing) if single[_CLOSE] is None else (closing, opening)
     raise ValueError(
-      f"tokenizer {path}: {has!r} is one token and {lacks!r} is not; expected both or neither"
+      f"tokenizer {path}: of {_OPEN} and {_CLOSE} {has!r} is one token and {lacks!r} is not;"
+      " expected both or neither"
     )
 
 
@@ -321,6 +324,6 @@ def _check_literal_delimiters(
     if vocabulary.decode(pieces) != opening + part + closing:
       raise ValueError(
         f"tokenizer {path}: texts encoded apart do not join to the same text, got"
-        f" {vocabulary.decode(pieces)!r}, expected {opening + part + closing!r}; use delimiters"
-        " that are single tokens of its vocabulary"
+        f" {vocabulary.decode(pieces)!r}, expected {opening + part + closing!r}; name single tokens"
+        f" of its vocabulary ({_OPEN} and {_CLOSE})"
       )

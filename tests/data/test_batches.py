@@ -129,6 +129,8 @@ def test_questions_resume(cut):
 def test_question_errors():
   with pytest.raises(ValueError, match="batch_size is 6, expected a positive multiple of the 4"):
     question_iterator(QUESTIONS, 6, 0, 0, 4)
+  with pytest.raises(ValueError, match=r"^srl.questions is 6, expected a positive multiple"):
+    question_iterator(QUESTIONS, 6, 0, 0, 4, key="srl.questions")
   with pytest.raises(ValueError, match="batch_size is 0"):
     question_iterator(QUESTIONS, 0, 0)
   with pytest.raises(ValueError, match="process_index is 2, expected 0 to 1"):
@@ -326,6 +328,8 @@ def test_supervised_errors():
     supervised_iterator([([Example((1,), (2,) * 32)], 1.0)], 2, 32, 0)
   with pytest.raises(ValueError, match="batch_size is 3, expected a positive multiple of the 2"):
     supervised_iterator([(pool, 1.0)], 3, 32, 0, 0, 2)
+  with pytest.raises(ValueError, match=r"^pam.batch_size is 3, expected a positive multiple"):
+    supervised_iterator([(pool, 1.0)], 3, 32, 0, 0, 2, key="pam.batch_size")
   with pytest.raises(ValueError, match="its response is empty"):
     Example((1, 2), ())
 

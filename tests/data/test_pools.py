@@ -229,7 +229,7 @@ def test_a_file_may_name_its_languages_in_a_column(tmp_path):
   path.write_text("\n".join(map(json.dumps, rows)))
   config = _config(srl=(f"json:{path}",))
   with pytest.raises(
-    ValueError, match=r"expected data.columns.language, or {language} in its loca"
+    ValueError, match=r"expected data.columns.language, or {language} or {target} in"
   ):
     read_pool("srl", config)
   config.data.columns.language = "lang"

@@ -74,6 +74,44 @@ def test_gsm8k(tmp_path):
   ]
 
 
+@pytest.mark.parametrize(
+  ("format", "name", "row", "bad", "ids"),
+  [
+    ("mgsm", "x_de.tsv", "Wie viele?\t7", "Wie?", ["mgsm-001", "mgsm-002"]),
+    (
+      "msvamp",
+      "test_German.json",
+      {"query": "how ?", "m_query": "Wie?", "response": "8.0"},
+      "{",
+      ["msvamp-0001", "msvamp-0002"],
+    ),
+    (
+      "gsm8k",
+      "test.jsonl",
+      {"question": "Pens?", "answer": SOLUTION},
+      "{",
+      ["gsm8k-test-00000", "gsm8k-test-00001"],
+    ),
+    (
+      "mgsm8k_instruct",
+      "x.json",
+      {"query": "Wie?", "response": SOLUTION, "lang": "German"},
+      "{",
+      ["mgsm8k-000001", "mgsm8k-000002"],
+    ),
+    ("json", "x.jsonl", {"question": "Wie?"}, "{", ["000001", "000002"]),
+  ],
+)
+def test_blank_lines_have_no_number(tmp_path, format, name, row, bad, ids):
+  """So that a file with some has the ids of its translation without; messages count all lines."""
+  options = {"language": "de", "columns": {"text": "question"}} if format == "json" else {}
+  for written in ([row, row], ["", " ", row, "", row, ""]):
+    found = read(lines(tmp_path / name, *written), format, **options)
+    assert [question.id for question in found] == ids
+  with pytest.raises(ValueError, match=rf"{name}:4: "):
+    read(lines(tmp_path / name, "", "", row, bad), format, **options)
+
+
 def test_parallel(tmp_path):
   path = lines(tmp_path / "de.jsonl", PARALLEL)
   plain = Question("pens-0", "de", PARALLEL["question"], PARALLEL["pivot_question"], answer="14")
@@ -139,6 +177,25 @@ def test_huggingface_by_columns(tmp_path, monkeypatch):
     read(str(folder), "huggingface", columns={"text": "question"}, language="de")
   with pytest.raises(ValueError, match=r"nowhere.* datasets cannot load it"):
     read(str(tmp_path / "nowhere"), "huggingface", columns=columns, language="de")
+
+
+def test_a_folder_of_csv_or_parquet_files(tmp_path, monkeypatch):
+  import datasets
+
+  monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", str(tmp_path / "cache"))
+  columns = {"text": "q", "answer": "a"}
+  csv, parquet = tmp_path / "csv", tmp_path / "parquet"
+  csv.mkdir()
+  lines(csv / "train-1.csv", "q,a", '"Stifte, wie viele?",7')
+  datasets.Dataset.from_dict({"q": ["Stifte, wie viele?"], "a": [7]}).to_parquet(
+    parquet / "train.parquet"
+  )
+  for folder in (csv, parquet):
+    found = read(str(folder), "huggingface", columns=columns, language="de")
+    assert found == [Question("000001", "de", "Stifte, wie viele?", answer="7")]
+  lines(csv / "train-2.csv", "frage", "Bälle?")  # an error of the library's own kind
+  with pytest.raises(ValueError, match=rf"{csv} .default, train.: (?s:.*)frage"):
+    read(str(csv), "huggingface", columns=columns, language="de")
 
 
 @pytest.mark.parametrize(
@@ -267,7 +324,8 @@ def test_bad_arguments(tmp_path):
     read(path, "json", columns={"question": "q"})
   with pytest.raises(ValueError, match="columns has no key 'text'"):
     read(path, "json", language="de")
-  with pytest.raises(ValueError, match=r"questions have no language, expected data\.columns"):
+  said = r"have no language, expected data\.columns\.language, or {language} or {target} in its"
+  with pytest.raises(ValueError, match=said):
     read(path, "json", columns={"text": "q"})
   with pytest.raises(ValueError, match=r"own\.jsonl:1: no column 'a'; it has 'q'"):
     read(path, "json", columns={"text": "q", "answer": "a"}, language="de")

@@ -54,6 +54,15 @@ def test_local_files_are_read_for_the_languages_that_the_set_has(root):
   ]
 
 
+def test_blank_lines_shift_no_reference(root, tmp_path):
+  german = (tmp_path / "mgsm" / "mgsm_de.tsv").read_text("utf-8")
+  (tmp_path / "mgsm" / "mgsm_de.tsv").write_text(f"\n\n{german}", "utf-8")
+  files = _config(root, ("mgsm:{root}/mgsm/mgsm_{language}.tsv",), ("de",))
+  for config in (files, _config(root, ("mgsm",), ("de",))):
+    asked = {(q.id, q.language): q.pivot_text for q in read_pool("test", config)}
+    assert asked["mgsm-001", "de"] == "How many pens?"
+
+
 def test_the_name_of_a_set_may_be_sliced(root):
   found = read_pool("test", _config(root, ("mgsm[1:2]", "gsm8k"), ("de",)))
   assert [(q.language, q.id) for q in found] == [
@@ -175,7 +184,7 @@ def test_what_is_wrong_is_named(root, tmp_path):
   with pytest.raises(ValueError, match=r"'msvamp' has none of ko, vi; it has bn, de, en"):
     sets.read_set("msvamp", ["ko", "vi"], root, "en")
   with pytest.raises(FileNotFoundError, match=r"'mmath' is not on the .*github.com/RUCAIBox/MMATH"):
-    sets.read_set("mmath", ["ko"], str(tmp_path / "nowhere"), "en")
+    sets.read_set("mmath", ["ko"], str(tmp_path / "mgsm"), "en")
   with pytest.raises(FileNotFoundError, match=r"mgsm_sw.tsv: no such file"):
     sets.read_set("mgsm", ["sw"], root, "en")
   config = _config(root, ())
@@ -184,6 +193,61 @@ def test_what_is_wrong_is_named(root, tmp_path):
     read_pool("srl", config)
   with pytest.raises(ValueError, match=r"data.test: source 'mgsn': .* or one of the sets mgsm, "):
     read_pool("test", _config(root, ("mgsn",)))
+
+
+def test_a_root_that_is_no_folder_is_named(tmp_path):
+  nowhere = str(tmp_path / "nowhere")
+  with pytest.raises(FileNotFoundError, match=rf"data.root is '{nowhere}'; expected a folder, or"):
+    read_pool("test", _config(nowhere, ("msvamp",)))
+
+
+def test_it_is_told_that_the_hub_is_read_and_not_a_folder(root, monkeypatch):
+  def load_dataset(path, subset, split):
+    import datasets
+
+    return datasets.Dataset.from_dict({"question": [f"{subset}?"], "answer_number": [7]})
+
+  said = []
+  monkeypatch.setattr("datasets.load_dataset", load_dataset)
+  found = read_pool("test", _config(root, ("mgsm_rev2", "msvamp"), ("bn",)), say=said.append)
+  assert [q.text for q in found[:2]] == ["en?", "bn?"]
+  reason = f"there is no folder {root}/mgsm_rev2"
+  assert said == [
+    f"data.test: mgsm_rev2 is read from the Hugging Face hub (lightonai/mgsm-rev2): {reason}"
+  ]
+  read_pool("test", _config("", ("mgsm_rev2",), ("bn",)), say=said.append)  # as it says
+  assert len(said) == 1
+
+  def unreachable(path, subset, split):
+    raise ConnectionError("nobody listens")
+
+  monkeypatch.setattr("datasets.load_dataset", unreachable)
+  for folder, why in ((root, reason), ("", "data.root is ''")):
+    with pytest.raises(ValueError, match=rf"nobody listens.*; {why}, from which mgsm_rev2 would"):
+      read_pool("test", _config(folder, ("mgsm_rev2",), ("bn",)))
+
+
+def test_languages_that_a_set_lacks_are_told(root):
+  said = []
+  read_pool("test", _config(root, ("mgsm", "gsm8k"), ("de", "tr", "yo")), say=said.append)
+  assert said == [
+    "data.test: mgsm has no questions in tr, yo",
+    "data.test: gsm8k has no questions in de, tr, yo",
+  ]
+
+
+def test_a_pool_is_not_left_with_the_pivot_alone(root, tmp_path):
+  config = _config(root, ("mgsm",), ("tr", "yo", "ar"))
+  said = r"^data.test: no source has a question in tr, yo, ar; mgsm has bn, de, en, es"
+  with pytest.raises(ValueError, match=said):
+    read_pool("test", config)
+  # Unless another source has some, or the set is one of the pivot.
+  _write(tmp_path / "own_tr.tsv", "Kaç?\t3")
+  config.languages = ("tr",)
+  config.data.test = ("mgsm", f"mgsm:{tmp_path}/own_tr.tsv")
+  assert [q.language for q in read_pool("test", config)] == ["en", "en", "tr"]
+  config.data.test = ("gsm8k",)
+  assert [q.language for q in read_pool("test", config)] == ["en"]
 
 
 def test_names_of_sources():

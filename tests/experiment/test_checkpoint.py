@@ -107,6 +107,19 @@ def test_another_models_checkpoint_is_refused_with_every_difference(state, tmp_p
   assert "remat" not in str(raised.value)
 
 
+def test_a_window_that_no_layer_has_is_no_difference(state, tmp_path):
+  """Random models had one of 128, which none of their layers knew."""
+  checkpoints = _open(tmp_path)
+  checkpoints.save(
+    _at(state, 1), DATA, Progress(), dataclasses.replace(MODEL, sliding_window=128), None
+  )
+  checkpoints.wait()
+  _same(checkpoints.restore(state, MODEL)[0], _at(state, 1))
+  with_one = dataclasses.replace(MODEL, attention_pattern=("local",), sliding_window=6)
+  with pytest.raises(ValueError, match=r"pattern is \['global'\].* sliding_window is 128"):
+    checkpoints.restore(state, with_one)
+
+
 def test_progress_counts_evaluations_without_a_new_best():
   progress = Progress()
   for metric in (0.2, 0.3, 0.3, 0.1):

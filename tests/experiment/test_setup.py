@@ -4,7 +4,7 @@ import jax
 import pytest
 
 from configs import tiny
-from pasmr_jax.experiment.setup import make_run
+from pasmr_jax.experiment.setup import make_run, named_stage
 
 
 def test_noise_is_of_one_kind_whatever_the_environment_says(tmp_path):
@@ -36,3 +36,13 @@ def test_a_folder_that_is_no_run_is_named_with_its_key(tmp_path):
   run = make_run(config, tmp_path, pools=())
   with pytest.raises(ValueError, match=r"init_from: .*nothing: expected a run with"):
     run.start_params("srl")
+
+
+def test_a_stage_that_a_run_lacks_is_named_with_those_that_it_has(tmp_path):
+  for stage in ("pam", "srl"):
+    (tmp_path / "checkpoints" / stage / "3").mkdir(parents=True)
+  (tmp_path / "checkpoints" / "base").mkdir()  # where nothing was saved
+  said = rf"^--stage=base: no checkpoint of stage base in {tmp_path}; there are pam, srl$"
+  with pytest.raises(ValueError, match=said):
+    named_stage(tmp_path, "base")
+  assert [named_stage(tmp_path, name) for name in ("pam", "last")] == ["pam", "srl"]

@@ -4,14 +4,16 @@ import dataclasses
 import json
 import math
 import re
+import runpy
 
 import pytest
 
-from configs import tiny
-from pasmr_jax.experiment import validation
+from configs import base, tiny
+from pasmr_jax.experiment import setup, validation
 from pasmr_jax.experiment.evaluation import Evaluator
 from pasmr_jax.experiment.reliability.identity import flatten
 from pasmr_jax.experiment.setup import make_run
+from pasmr_jax.stages.supervised import examples
 
 
 def _config(**changes):
@@ -55,6 +57,8 @@ def test_the_shipped_configurations_are_valid():
     ({"prompt__question": "Q:"}, "prompt.question is 'Q:'; expected {question} once"),
     ({"tokenizer__path": ""}, "tokenizer.path is '' and so is model.pretrained"),
     ({"data__srl": ()}, "data.srl is empty"),
+    ({"data__test": ()}, "(?m)^  data.test is empty; expected questions with answers$"),
+    ({"data__development": ()}, "(?m)^  data.development is empty; expected questions with ans"),
     ({"pam__mixture__triplets": -1.0}, "pam.mixture.triplets is -1.0"),
     ({"prompt__style": "letter"}, "prompt.style is 'letter'; expected one of plain"),
     ({"prompt__system": "Be brief."}, "prompt.system is 'Be brief.'; expected '' unless"),
@@ -168,8 +172,64 @@ def test_what_only_self_feedback_cannot_do_is_no_problem_without_it():
   validation.check(_config(stages=("base", "pam"), srl__update_rows=0, **changes))
 
 
+def test_what_only_training_reads_is_no_problem_without_it():
+  """Of eval.py, which reads the test, and of export.py, which reads no question."""
+  config = base.get_config()  # of which pam and srl have no data
+  config.model.pretrained = "model"
+  config.data.srl = config.data.test = ("json:x",)
+  config.pam.patience, config.evaluation.every, config.pam.microbatches = 3, 0, 7
+  config.srl.questions, config.feedback.source = 1, "shuffled"
+  with pytest.raises(ValueError, match=r"(?s)data.triplets is empty.*disjoint.*pam.patience is 3"):
+    validation.check(config)
+  validation.check(config, pools=("test",))
+  config.data.test = ()
+  with pytest.raises(ValueError, match=r"run:\n  data.test is empty; expected questions with ans"):
+    validation.check(config, pools=("test",))
+  validation.check(config, pools=())
+
+
 def test_published_sets_may_be_evaluated():
   validation.check(_config(data__test=("mgsm", "msvamp[:100]"), data__development=("mgsm[:9]",)))
+
+
+def _written(path, *lines):
+  """The configuration of a file with these lines."""
+  head = "from configs import base\n\n\ndef get_config():"
+  path.write_text("\n  ".join([head, "config = base.get_config()", *lines, "return config"]))
+  return runpy.run_path(str(path))["get_config"]()
+
+
+@pytest.mark.parametrize(
+  ("line", "said"),
+  [
+    ("srl.group_sizes = 16", "srl.group_sizes is no key; expected .*, such as srl.group_size$"),
+    ("feedback.sorce = 'gold'", "feedback.sorce is no key; expected .*, such as feedback.source$"),
+    ("group_size = 16", "group_size is no key; expected .*, such as srl.group_size$"),
+    ("pam.mixture.triplet = 0.5", "pam.mixture.triplet is no key; .* such as pam.mixture.triplets"),
+    ("zzz = 1", "zzz is no key; expected one of configs/base.py$"),
+    ("feedback = {'source': 'gold'}", "feedback lacks confidence, ema_decay, .* one by one"),
+    ("lora = {'rank': '8', 'alpha': 8, 'targets': ['up']}", "lora.rank is '8'; expected .* like 0"),
+    ("srl.group_size = None", "srl.group_size is None; expected a value like 16"),
+  ],
+)
+def test_a_key_that_a_file_misspells_is_named_with_the_nearest(tmp_path, line, said):
+  with pytest.raises(ValueError, match=rf"(?m)^  {said}") as found:
+    validation.check(_written(tmp_path / "config.py", f"config.{line}"))
+  assert len(str(found.value).splitlines()) == 2
+
+
+def test_a_file_may_leave_pools_out_of_a_mixture(tmp_path):
+  pools = ("triplets", "srl", "development")
+  sources = [f"config.data.{name} = ('json:{name}',)" for name in pools]
+  config = _written(
+    tmp_path / "config.py",
+    *sources,
+    "config.tokenizer.path = 'x'",
+    "config.data.test = ['mgsm']",
+    "config.pam.mixture = {'triplets': 1}",
+    "config.lora = {'rank': 0, 'alpha': 8, 'targets': ['up']}",
+  )
+  validation.check(config)
 
 
 def test_all_problems_are_listed_at_once():
@@ -200,6 +260,52 @@ def test_a_later_stage_cannot_find_its_questions_too_long(tmp_path):
   with pytest.raises(ValueError, match=r"data.srl: none of 25 questions has a prompt of at most 2"):
     make_run(_config(srl__max_prompt_length=2), tmp_path)
   make_run(_config(srl__max_prompt_length=2), tmp_path, pools=("test",))
+
+
+@pytest.mark.parametrize(
+  ("changes", "said"),
+  [
+    ({"pam__max_length": 16}, "data.pivot has no example of at most pam.max_length=16 tokens, tho"),
+    (
+      {"pam__max_length": 16, "stages": ("base",), "base__max_length": 16},
+      "data.pivot has no example of at most base.max_length=16",
+    ),
+    (  # of the rehearsal
+      {"pam__max_length": 16, "stages": ("srl",), "pam__mixture__pivot": 0.0},
+      "data.triplets has no example of at most pam.max_length=16 .* pam.mixture.triplets is 0.3",
+    ),
+  ],
+)
+def test_a_later_stage_cannot_find_its_examples_too_long(tmp_path, changes, said):
+  with pytest.raises(ValueError, match=said):
+    make_run(_config(**changes), tmp_path)
+  make_run(_config(**changes), tmp_path, pools=("test",))
+  changes = {"stages": ("srl",), "srl__rehearsal_weight": 0.0} | {"pam__max_length": 16}
+  make_run(_config(**changes), tmp_path)  # which reads no example
+
+
+def test_examples_are_read_as_far_as_the_first_that_fits(tmp_path, monkeypatch):
+  read = []
+  monkeypatch.setattr(
+    setup,
+    "examples",
+    lambda kind, pool, *others: read.append(kind) or examples(kind, pool, *others),
+  )
+  make_run(_config(stages=("pam",), pam__mixture__pivot=0.5), tmp_path)
+  assert read == ["pivot", "triplets"]
+
+
+def test_processes_that_cannot_share_a_batch_are_named_with_its_key(monkeypatch):
+  monkeypatch.setattr(validation, "process_count", lambda: 16)
+  changes = {"pam__batch_size": 8, "base__batch_size": 24, "srl__rehearsal_rows": 12}
+  with pytest.raises(ValueError, match=r"run:\n  ") as found:
+    validation.check(_config(**changes, srl__microbatches=1, srl__questions=8))
+  _, *problems = str(found.value).splitlines()
+  expected = {"base.batch_size": 24, "pam.batch_size": 8, "srl.questions": 8}
+  expected["srl.rehearsal_rows"] = 12
+  assert problems == [
+    f"  {key} is {rows}; expected a multiple of the 16 processes" for key, rows in expected.items()
+  ]
 
 
 @pytest.mark.parametrize(
@@ -249,8 +355,6 @@ def test_over_long_prompts_are_counted_and_left_out_never_cut(tmp_path, capsys):
 
 
 def test_a_tokenizer_larger_than_the_model_is_refused(tmp_path, monkeypatch):
-  from pasmr_jax.experiment import setup
-
   config = _config()
   tokenizer = setup.make_tokenizer(config, tmp_path)
   small = setup.model_config(config, tokenizer)

@@ -243,6 +243,18 @@ def test_keys_that_come_and_go_with_versions_are_told(workdir):
   assert told == ["srl: srl.new_key is new in this version", "srl: srl.top_k is no longer a key"]
 
 
+def test_a_checkpoint_with_a_window_that_is_no_key_any_more_goes_on(workdir):
+  assert "model.sliding_window" not in _identity().config
+  for path in workdir.rglob("metadata"):
+    record = json.loads(path.read_text())
+    record["identity"]["config"]["model.sliding_window"] = 128
+    path.write_text(json.dumps(record))
+  told = check_changes(workdir, _identity(), force=False)
+  assert told == [
+    f"{stage}: model.sliding_window is no longer a key" for stage in ("base", "pam", "srl")
+  ]
+
+
 def test_a_checkpoint_of_before_identities_goes_on(workdir):
   for path in workdir.rglob("metadata"):
     path.write_text("{}")

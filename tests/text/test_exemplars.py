@@ -54,6 +54,15 @@ def test_without_exemplars_every_language_can_be_asked():
     assert len({words.question, words.reasoning, words.answer}) == 3
 
 
+def test_a_language_without_words_is_told_where_they_belong(monkeypatch):
+  monkeypatch.delitem(WORDS, "zu")
+  said = r"no words to ask in 'zu' with .*Words\(question, reasoning, answer\).*text/exemplars\.py"
+  with pytest.raises(ValueError, match=said):
+    chain_prompt("direct", "zu", "3 + 4?")
+  with pytest.raises(ValueError, match=said):
+    cut("7", "zu", ())
+
+
 @pytest.mark.parametrize(
   ("text", "language", "stops", "expected"),
   [

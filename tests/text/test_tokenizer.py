@@ -126,7 +126,7 @@ def test_padding_is_never_a_stop_token(paths):
     paths["pad_is_eos"], "<|reserved_0|>", "<|reserved_1|>", pad_token="<|eot|>"
   )
   assert tokenizer.pad_id == tokenizer.controls["<|eot|>"]
-  with pytest.raises(ValueError, match=r"padding token '<\|end\|>' is also a stop token"):
+  with pytest.raises(ValueError, match=r"padding token '<\|end\|>' is also a stop.*tokenizer\.pad"):
     load_tokenizer(paths["pad_is_eos"], "<|reserved_0|>", "<|reserved_1|>", pad_token="<|end|>")
 
 
@@ -219,12 +219,12 @@ def test_beginning_of_sequence_is_what_the_tokenizer_itself_adds(paths, tmp_path
 @pytest.mark.parametrize(
   ("delimiters", "message"),
   [
-    (("<pivot>", "<pivot>"), "must differ"),
+    (("<pivot>", "<pivot>"), "tokenizer.open '<pivot>' and tokenizer.close '<pivot>' must differ"),
     (("<pivot>", "<pivot>>"), "neither contain the other"),
-    (("<pivot>", "</tag>"), "'<pivot>' is one token and '</tag>' is not"),
-    (("", "</pivot>"), "open_delimiter is ''"),
-    (("<pivot>", " </pivot>"), "close_delimiter is ' </pivot>'"),
-    (("<eos>", "</pivot>"), "'<eos>' is the padding, beginning or a stop token"),
+    (("<pivot>", "</tag>"), "tokenizer.close '<pivot>' is one token and '</tag>' is not"),
+    (("", "</pivot>"), "tokenizer.open is ''"),
+    (("<pivot>", " </pivot>"), "tokenizer.close is ' </pivot>'"),
+    (("<eos>", "</pivot>"), "tokenizer.open '<eos>' is the padding, beginning or a stop token"),
   ],
 )
 def test_bad_delimiters(paths, delimiters, message):
@@ -235,18 +235,18 @@ def test_bad_delimiters(paths, delimiters, message):
 def test_named_tokens_that_ordinary_text_has(paths):
   """One character cannot be cut in two to keep its token out of text."""
   for name in ("7", "<0x5A>"):  # "Z" is no piece: its byte is
-    with pytest.raises(ValueError, match=rf"small\.model: stop_tokens names '{name}'.*in text"):
+    with pytest.raises(ValueError, match=rf"small\.model: tokenizer\.stop names '{name}'.*in text"):
       load_tokenizer(paths["sentencepiece"], "", "", [name])
-  with pytest.raises(ValueError, match=r"bytes: pad_token names 'A'.*in text"):
+  with pytest.raises(ValueError, match=r"bytes: tokenizer\.pad names 'A'.*in text"):
     load_tokenizer(paths["bytes"], "", "", pad_token="A")
-  with pytest.raises(ValueError, match=r"bytes: open_delimiter names 'A'.*in text"):
+  with pytest.raises(ValueError, match=r"bytes: tokenizer\.open names 'A'.*in text"):
     load_tokenizer(paths["bytes"], "A", "B")
 
 
 def test_unknown_names(paths):
-  with pytest.raises(ValueError, match=r"small\.model: stop_tokens names '<stop>'"):
+  with pytest.raises(ValueError, match=r"small\.model: tokenizer\.stop names '<stop>'"):
     load_tokenizer(paths["sentencepiece"], "<pivot>", "</pivot>", ["<stop>"])
-  with pytest.raises(ValueError, match=r"small\.model: pad_token names '<none>'"):
+  with pytest.raises(ValueError, match=r"small\.model: tokenizer\.pad names '<none>'"):
     load_tokenizer(paths["sentencepiece"], "<pivot>", "</pivot>", pad_token="<none>")
 
 
