@@ -200,7 +200,8 @@ class Checkpoints:
   ) -> tuple[TrainState, dict[str, Any], Progress]:
     """A state, laid out like `state`; where its data stood; its progress.
 
-    `step` is that of the checkpoint; None is the newest.
+    `state` may have shapes for arrays (`Learner.abstract`), and then takes no memory. `step` is
+    that of the checkpoint; None is the newest.
 
     Raises:
       ValueError: the checkpoint is of another model or of other adapters, naming each difference.

@@ -121,11 +121,22 @@ class Run:
     before = self.config.stages[: self.config.stages.index(stage)]
     if any(self.has_adapters(earlier) for earlier in before):
       return self.checkpoint_adapters(before[-1], "last")[0]
-    settings = lora_settings(self.config)
-    shapes = lora.adapter_shapes(param_shapes(self.model), settings)
-    shardings = adapter_shardings(self.model, self.mesh, rules.TRAINING, settings)
+    shapes = self._abstract_adapters(lora_settings(self.config))
+    shardings = jax.tree.map(lambda leaf: leaf.sharding, shapes)
     key = jax.random.fold_in(jax.random.key(self.config.seed), stable_id("adapters"))
     return jax.jit(lambda key: lora.init_adapters(shapes, key), out_shardings=shardings)(key)
+
+  def _abstract_trained(self, stage: str) -> Any:
+    """Shapes of what the stage trains."""
+    if self.has_adapters(stage):
+      return self._abstract_adapters(lora_settings(self.config))
+    return self.abstract_params()
+
+  def _abstract_adapters(self, settings: lora.LoraSettings) -> Any:
+    shapes = lora.adapter_shapes(param_shapes(self.model), settings)
+    return abstract_params(
+      shapes, adapter_shardings(self.model, self.mesh, rules.TRAINING, settings)
+    )
 
   def has_adapters(self, stage: str) -> bool:
     """Whether a stage trains adapters; the built-in corpus' base model is made whole."""
@@ -210,9 +221,7 @@ class Run:
       if found is None:
         raise ValueError(f"{checkpoints.directory / str(step)} holds all weights, not adapters")
       settings, origin = found
-      shapes = lora.adapter_shapes(param_shapes(self.model), settings)
-      shardings = adapter_shardings(self.model, self.mesh, rules.TRAINING, settings)
-      abstract = abstract_params(shapes, shardings)
+      abstract = self._abstract_adapters(settings)
       return checkpoints.restore_params(abstract, self.model, step), settings, origin, step
 
   @contextlib.contextmanager
@@ -232,10 +241,11 @@ class Run:
     """The stage's newest checkpoint, its data put back in place; or step 0."""
     average = isinstance(stage, SelfFeedbackStage) and self.config.feedback.teacher == "ema"
     frozen = self._frozen() if self.has_adapters(stage.name) else None
-    state = stage.learner.init(self.start_trained(stage.name), average, frozen)
     if checkpoints.latest_step() is None:
-      return state, Progress()
-    state, data, progress = checkpoints.restore(state, self.model)
+      return stage.learner.init(self.start_trained(stage.name), average, frozen), Progress()
+    # Nothing but shapes: a second state beside the restored one may be too much.
+    shapes = stage.learner.abstract(self._abstract_trained(stage.name), average, frozen)
+    state, data, progress = checkpoints.restore(shapes, self.model)
     stage.restore_data(data)
     say(f"{stage.name}: going on from step {int(state.step)} in {checkpoints.directory}")
     return state, progress

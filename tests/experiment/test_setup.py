@@ -1,9 +1,13 @@
 """What a run is made of."""
 
+import gc
+
 import jax
+import numpy as np
 import pytest
 
 from configs import tiny
+from pasmr_jax.experiment.checkpoint import Checkpoints, Progress
 from pasmr_jax.experiment.setup import make_run
 
 
@@ -36,3 +40,37 @@ def test_a_folder_that_is_no_run_is_named_with_its_key(tmp_path):
   run = make_run(config, tmp_path, pools=())
   with pytest.raises(ValueError, match=r"init_from: .*nothing: expected a run with"):
     run.start_params("srl")
+
+
+def _live_bytes():
+  gc.collect()
+  return sum(array.nbytes for array in jax.live_arrays())
+
+
+def test_going_on_needs_memory_for_one_state_and_no_starting_weights(tmp_path, monkeypatch):
+  config = tiny.get_config()
+  config.stages, config.init_from = ("pam",), str(tmp_path / "gone")
+  config.data.pivot = config.data.triplets = ("synthetic:24",)
+  run = make_run(config, tmp_path / "run", pools=("pivot", "triplets"))
+  live = []
+
+  def restore(checkpoints, *args, **kwargs):
+    live.append(_live_bytes())
+    return restored(checkpoints, *args, **kwargs)
+
+  restored = Checkpoints.restore
+  monkeypatch.setattr(Checkpoints, "restore", restore)
+  with jax.set_mesh(run.mesh):
+    with Checkpoints(run.workdir, "pam", config.checkpoint) as checkpoints:
+      stage = run.make_stage("pam")
+      state = stage.learner.init(run._load("seed:3", run.workdir))
+      size = sum(leaf.nbytes for leaf in jax.tree.leaves(state))
+      saved = jax.device_get(state)
+      checkpoints.save(state, stage.data_state(), Progress(), run.model, None)
+    del state
+    before = _live_bytes()
+    with Checkpoints(run.workdir, "pam", config.checkpoint) as checkpoints:
+      state, _ = run.start(stage, checkpoints)
+  assert live[0] - before < size / 100
+  assert _live_bytes() - before < 1.01 * size
+  jax.tree.map(np.testing.assert_array_equal, jax.device_get(state), saved)
