@@ -11,6 +11,7 @@ as 'checkpoint:FOLDER', 'pretrained:NAME' or 'seed:NUMBER', and they are read fr
 
 import contextlib
 import dataclasses
+import functools
 import math
 import os
 import pathlib
@@ -30,7 +31,8 @@ from pasmr_jax.data.pools import NAMES, read_pool
 from pasmr_jax.data.questions import Question
 from pasmr_jax.experiment.checkpoint import Checkpoints, Progress, abstract_params
 from pasmr_jax.experiment.measures import gold_answer
-from pasmr_jax.experiment.reliability.identity import published
+from pasmr_jax.experiment.reliability.identity import flatten, published, tokenizer_checksum
+from pasmr_jax.experiment.reliability.recovery import read_record
 from pasmr_jax.feedback import language_id
 from pasmr_jax.learning.optim import make_optimizer
 from pasmr_jax.learning.update import Learner, TrainState
@@ -90,10 +92,34 @@ class Run:
         last = last_stage(other)
       except ValueError as error:
         raise ValueError(f"init_from: {error}") from error
-      return f"checkpoint:{other}/checkpoints/{last}/{self._newest(other, last)}"
+      folder = other / "checkpoints" / last / str(self._newest(other, last))
+      self._expect_own_tokenizer(folder)
+      return f"checkpoint:{folder}"
     if self.config.model.pretrained:
       return f"pretrained:{base_model(self.config)}"
     return f"seed:{self.config.seed}"
+
+  def _expect_own_tokenizer(self, folder: pathlib.Path) -> None:
+    """Raises ValueError if another run's checkpoint was trained with another tokenizer."""
+    identity = read_record(folder).get("identity")  # what is older than identities passes
+    if identity is None or identity["tokenizer"] == self._tokenizer_checksum:
+      return
+    own = flatten(self.config)
+    differences = [
+      f"{key} was {was!r}, is {own.get(key)!r}"
+      for key, was in sorted(identity["config"].items())
+      if key.startswith("tokenizer.") and was != own.get(key)
+    ]
+    raise ValueError(
+      f"init_from: {folder} was trained with another tokenizer, whose ids mean other tokens or have"
+      " other uses"
+      + f" ({'; '.join(differences)})" * bool(differences)
+      + "; expected the one of this run"
+    )
+
+  @functools.cached_property
+  def _tokenizer_checksum(self) -> str:
+    return tokenizer_checksum(self.tokenizer)
 
   def _newest(self, workdir: pathlib.Path, stage: str) -> int:
     with self._reading(workdir, stage) as checkpoints:
