@@ -31,6 +31,7 @@ from pasmr_jax.data.pools import NAMES, read_pool
 from pasmr_jax.data.questions import Question
 from pasmr_jax.experiment.checkpoint import Checkpoints, Progress, abstract_params
 from pasmr_jax.experiment.measures import gold_answer
+from pasmr_jax.experiment.reliability.checksums import checkpoint_checksum
 from pasmr_jax.experiment.reliability.identity import flatten, published, tokenizer_checksum
 from pasmr_jax.experiment.reliability.recovery import read_record
 from pasmr_jax.feedback import language_id
@@ -227,8 +228,9 @@ class Run:
       found = checkpoints.adapters(step)
       if found is None:
         return checkpoints.restore_params(self.abstract_params(), self.model, step), step
+      folder = checkpoints.directory / str(step)
     adapters, settings, origin, step = self.checkpoint_adapters(stage, str(step), workdir)
-    base = self._load(origin, workdir)
+    base = self._load(self._found_again(origin, folder, workdir), workdir)
     return lora.merged(lora.Adapted(base, adapters, settings.scale)), step
 
   def checkpoint_adapters(
@@ -249,6 +251,27 @@ class Run:
       settings, origin = found
       abstract = self._abstract_adapters(settings)
       return checkpoints.restore_params(abstract, self.model, step), settings, origin, step
+
+  def _found_again(self, origin: str, folder: pathlib.Path, workdir: pathlib.Path) -> str:
+    """The origin of a checkpoint's adapters, or where `init_from` has the same if it is gone.
+
+    Raises:
+      ValueError: it is gone, and `init_from` has nothing that is known to be the same.
+    """
+    kind, _, name = origin.partition(":")
+    if kind != "checkpoint" or (workdir / name).exists():
+      return origin
+    named, others = pathlib.Path(self.config.init_from).absolute(), pathlib.Path(name)
+    own = workdir.absolute() == self.workdir.absolute()  # whose init_from is known
+    if own and self.config.init_from and others.is_absolute():
+      moved = named.joinpath(*others.parts[-3:])
+      known = read_record(folder).get("identity", {}).get("weights", "")
+      if known and known == checkpoint_checksum(moved):
+        return f"checkpoint:{moved}"
+    raise ValueError(
+      f"{folder} holds adapters on {workdir / name}, which is gone; expected it there, or the same"
+      " in the run that init_from names"
+    )
 
   @contextlib.contextmanager
   def _reading(self, workdir: pathlib.Path, stage: str) -> Iterator[Checkpoints]:
