@@ -125,7 +125,7 @@ def main(_):
   config: Config = CONFIG.value
   workdir = pathlib.Path(str(WORKDIR.value)).absolute()
   initialize_distributed()
-  validation.check(config, max(1, jax.device_count() // max(config.mesh.tensor, 1)))
+  validation.check(config, max(1, jax.device_count() // max(config.mesh.tensor, 1)), workdir)
   with (
     exits.told(workdir),
     only_one(workdir),

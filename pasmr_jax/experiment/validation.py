@@ -5,6 +5,7 @@ Unknown keys and wrong types are found earlier, by ml_collections when flags are
 """
 
 import difflib
+import pathlib
 from collections.abc import Callable, Iterator
 from fnmatch import fnmatchcase
 
@@ -62,16 +63,18 @@ _RANGES: dict[str, tuple[Callable[[float], bool], str]] = {
 }
 
 
-def check(config: Config, devices: int = 1) -> None:
+def check(config: Config, devices: int = 1, workdir: pathlib.Path | None = None) -> None:
   """Raises ValueError with every problem of the configuration.
 
   Args:
     config: the whole configuration.
     devices: over which a batch is split (the mesh's axes replica and fsdp).
+    workdir: where it is to be trained.
   """
   numbers = list(_numbers(config))
   problems = [
     *_general(config),
+    *_beginning(config, workdir),
     *_choices(config),
     *numbers,
     *_lora(config),
@@ -152,6 +155,17 @@ def _general(config: Config) -> Iterator[str]:
     shared = set(config.data[name]) & set(config.data.srl)
     if name in ("development", "test") and any(not s.startswith("synthetic:") for s in shared):
       yield f"data.srl and data.{name} share {sorted(shared)}; expected disjoint sources"
+
+
+def _beginning(config: Config, workdir: pathlib.Path | None) -> Iterator[str]:
+  if not config.init_from or workdir is None:
+    return
+  if pathlib.Path(config.init_from).resolve() == workdir.resolve():
+    # The newest stage there would soon be one of this run itself.
+    yield (
+      f"init_from is {config.init_from!r}, which is --workdir; expected another run's, or '' with"
+      " the stages that are there already in stages too: what has ended is not trained again"
+    )
 
 
 def _choices(config: Config) -> Iterator[str]:
