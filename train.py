@@ -127,7 +127,9 @@ def main(_):
   config: Config = CONFIG.value
   workdir = pathlib.Path(str(WORKDIR.value)).absolute()
   initialize_distributed()
-  validation.check(config, max(1, jax.device_count() // max(config.mesh.tensor, 1)))
+  validation.check(
+    config, max(1, jax.device_count() // max(config.mesh.tensor, 1)), workdir=workdir
+  )
   with (
     exits.told(workdir),
     only_one(workdir),

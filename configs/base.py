@@ -26,7 +26,7 @@ def get_config() -> ConfigDict:
   config.mesh.replica = -1  # groups of devices with all parameters each, which the batch is split
   #                           over; -1: one a slice, where several slices are joined by network
   config.mesh.fsdp = -1  # devices over which parameters and batch are split; -1: all that are left
-  config.mesh.tensor = 1  # devices over which heads, MLP and vocabulary are split
+  config.mesh.tensor = 1  # devices of one host over which heads, MLP and vocabulary are split
 
   config.base = supervised(
     {"pivot": 0.6, "translation": 0.35, "target": 0.05, "triplets": 0.0}, steps=1000

@@ -200,7 +200,8 @@ class Checkpoints:
   ) -> tuple[TrainState, dict[str, Any], Progress]:
     """A state, laid out like `state`; where its data stood; its progress.
 
-    `step` is that of the checkpoint; None is the newest.
+    `state` may have shapes for arrays (`Learner.abstract`), and then takes no memory. `step` is
+    that of the checkpoint; None is the newest.
 
     Raises:
       ValueError: the checkpoint is of another model or of other adapters, naming each difference.
@@ -208,7 +209,7 @@ class Checkpoints:
     step = self.find("last") if step is None else step
     record = self._checked_record(step, model)
     found, wanted = record.get("adapters"), _adapters(state)
-    if found != wanted:
+    if _wherever(found) != _wherever(wanted):
       raise ValueError(
         f"{self.directory / str(step)} was trained with {_described(found)}, expected"
         f" {_described(wanted)}, as the configuration has it"
@@ -300,6 +301,17 @@ def _adapters(state: TrainState) -> dict[str, Any] | None:
     return None
   settings = dataclasses.asdict(state.frozen.settings)
   return settings | {"targets": list(settings["targets"]), "origin": state.frozen.origin}
+
+
+def _wherever(adapters: dict[str, Any] | None) -> dict[str, Any] | None:
+  """The same without where another run lies, which may be moved; identity.py compares content."""
+  if adapters is None:
+    return None
+  kind, _, name = adapters["origin"].partition(":")
+  path = pathlib.PurePath(name)
+  if kind != "checkpoint" or not path.is_absolute():
+    return adapters
+  return adapters | {"origin": f"another run's {'/'.join(path.parts[-2:])}"}
 
 
 def _described(adapters: dict[str, Any] | None) -> str:

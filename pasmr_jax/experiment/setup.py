@@ -11,6 +11,7 @@ as 'checkpoint:FOLDER', 'pretrained:NAME' or 'seed:NUMBER', and they are read fr
 
 import contextlib
 import dataclasses
+import functools
 import math
 import os
 import pathlib
@@ -30,8 +31,9 @@ from pasmr_jax.data.pools import NAMES, read_pool
 from pasmr_jax.data.questions import Question
 from pasmr_jax.experiment.checkpoint import Checkpoints, Progress, abstract_params
 from pasmr_jax.experiment.measures import gold_answer
-from pasmr_jax.experiment.reliability.identity import published
-from pasmr_jax.experiment.reliability.recovery import steps_in
+from pasmr_jax.experiment.reliability.checksums import checkpoint_checksum
+from pasmr_jax.experiment.reliability.identity import flatten, published, tokenizer_checksum
+from pasmr_jax.experiment.reliability.recovery import read_record, steps_in
 from pasmr_jax.feedback import language_id
 from pasmr_jax.learning.optim import make_optimizer
 from pasmr_jax.learning.update import Learner, TrainState
@@ -91,10 +93,34 @@ class Run:
         last = last_stage(other)
       except ValueError as error:
         raise ValueError(f"init_from: {error}") from error
-      return f"checkpoint:{other}/checkpoints/{last}/{self._newest(other, last)}"
+      folder = other / "checkpoints" / last / str(self._newest(other, last))
+      self._expect_own_tokenizer(folder)
+      return f"checkpoint:{folder}"
     if self.config.model.pretrained:
       return f"pretrained:{base_model(self.config)}"
     return f"seed:{self.config.seed}"
+
+  def _expect_own_tokenizer(self, folder: pathlib.Path) -> None:
+    """Raises ValueError if another run's checkpoint was trained with another tokenizer."""
+    identity = read_record(folder).get("identity")  # what is older than identities passes
+    if identity is None or identity["tokenizer"] == self._tokenizer_checksum:
+      return
+    own = flatten(self.config)
+    differences = [
+      f"{key} was {was!r}, is {own.get(key)!r}"
+      for key, was in sorted(identity["config"].items())
+      if key.startswith("tokenizer.") and was != own.get(key)
+    ]
+    raise ValueError(
+      f"init_from: {folder} was trained with another tokenizer, whose ids mean other tokens or have"
+      " other uses"
+      + f" ({'; '.join(differences)})" * bool(differences)
+      + "; expected the one of this run"
+    )
+
+  @functools.cached_property
+  def _tokenizer_checksum(self) -> str:
+    return tokenizer_checksum(self.tokenizer)
 
   def _newest(self, workdir: pathlib.Path, stage: str) -> int:
     with self._reading(workdir, stage) as checkpoints:
@@ -122,11 +148,22 @@ class Run:
     before = self.config.stages[: self.config.stages.index(stage)]
     if any(self.has_adapters(earlier) for earlier in before):
       return self.checkpoint_adapters(before[-1], "last")[0]
-    settings = lora_settings(self.config)
-    shapes = lora.adapter_shapes(param_shapes(self.model), settings)
-    shardings = adapter_shardings(self.model, self.mesh, rules.TRAINING, settings)
+    shapes = self._abstract_adapters(lora_settings(self.config))
+    shardings = jax.tree.map(lambda leaf: leaf.sharding, shapes)
     key = jax.random.fold_in(jax.random.key(self.config.seed), stable_id("adapters"))
     return jax.jit(lambda key: lora.init_adapters(shapes, key), out_shardings=shardings)(key)
+
+  def _abstract_trained(self, stage: str) -> Any:
+    """Shapes of what the stage trains."""
+    if self.has_adapters(stage):
+      return self._abstract_adapters(lora_settings(self.config))
+    return self.abstract_params()
+
+  def _abstract_adapters(self, settings: lora.LoraSettings) -> Any:
+    shapes = lora.adapter_shapes(param_shapes(self.model), settings)
+    return abstract_params(
+      shapes, adapter_shardings(self.model, self.mesh, rules.TRAINING, settings)
+    )
 
   def has_adapters(self, stage: str) -> bool:
     """Whether a stage trains adapters; the built-in corpus' base model is made whole."""
@@ -191,8 +228,9 @@ class Run:
       found = checkpoints.adapters(step)
       if found is None:
         return checkpoints.restore_params(self.abstract_params(), self.model, step), step
+      folder = checkpoints.directory / str(step)
     adapters, settings, origin, step = self.checkpoint_adapters(stage, str(step), workdir)
-    base = self._load(origin, workdir)
+    base = self._load(self._found_again(origin, folder, workdir), workdir)
     return lora.merged(lora.Adapted(base, adapters, settings.scale)), step
 
   def checkpoint_adapters(
@@ -211,10 +249,29 @@ class Run:
       if found is None:
         raise ValueError(f"{checkpoints.directory / str(step)} holds all weights, not adapters")
       settings, origin = found
-      shapes = lora.adapter_shapes(param_shapes(self.model), settings)
-      shardings = adapter_shardings(self.model, self.mesh, rules.TRAINING, settings)
-      abstract = abstract_params(shapes, shardings)
+      abstract = self._abstract_adapters(settings)
       return checkpoints.restore_params(abstract, self.model, step), settings, origin, step
+
+  def _found_again(self, origin: str, folder: pathlib.Path, workdir: pathlib.Path) -> str:
+    """The origin of a checkpoint's adapters, or where `init_from` has the same if it is gone.
+
+    Raises:
+      ValueError: it is gone, and `init_from` has nothing that is known to be the same.
+    """
+    kind, _, name = origin.partition(":")
+    if kind != "checkpoint" or (workdir / name).exists():
+      return origin
+    named, others = pathlib.Path(self.config.init_from).absolute(), pathlib.Path(name)
+    own = workdir.absolute() == self.workdir.absolute()  # whose init_from is known
+    if own and self.config.init_from and others.is_absolute():
+      moved = named.joinpath(*others.parts[-3:])
+      known = read_record(folder).get("identity", {}).get("weights", "")
+      if known and known == checkpoint_checksum(moved):
+        return f"checkpoint:{moved}"
+    raise ValueError(
+      f"{folder} holds adapters on {workdir / name}, which is gone; expected it there, or the same"
+      " in the run that init_from names"
+    )
 
   @contextlib.contextmanager
   def _reading(self, workdir: pathlib.Path, stage: str) -> Iterator[Checkpoints]:
@@ -233,10 +290,11 @@ class Run:
     """The stage's newest checkpoint, its data put back in place; or step 0."""
     average = isinstance(stage, SelfFeedbackStage) and self.config.feedback.teacher == "ema"
     frozen = self._frozen() if self.has_adapters(stage.name) else None
-    state = stage.learner.init(self.start_trained(stage.name), average, frozen)
     if checkpoints.latest_step() is None:
-      return state, Progress()
-    state, data, progress = checkpoints.restore(state, self.model)
+      return stage.learner.init(self.start_trained(stage.name), average, frozen), Progress()
+    # Nothing but shapes: a second state beside the restored one may be too much.
+    shapes = stage.learner.abstract(self._abstract_trained(stage.name), average, frozen)
+    state, data, progress = checkpoints.restore(shapes, self.model)
     stage.restore_data(data)
     say(f"{stage.name}: going on from step {int(state.step)} in {checkpoints.directory}")
     return state, progress

@@ -55,10 +55,10 @@ def _arithmetic(stage: str, config: Config) -> str:
     return f"{settings.batch_size} rows x {settings.max_length} = {tokens} tokens a step, {parts}"
   rows = settings.questions * settings.group_size
   used = settings.update_rows or rows
-  samples = config.feedback.pivot_samples
+  samples, updates = config.feedback.pivot_samples, settings.inner_batches * settings.inner_epochs
   return (
     f"{settings.questions} questions x {settings.group_size} = {rows} responses, up to"
-    f" {rows * samples} pivot solutions, {used} rows learned from in {settings.inner_batches}"
+    f" {rows * samples} pivot solutions, {used} rows learned from in {updates}"
     f" update(s); feedback {config.feedback.source}, teacher {config.feedback.teacher}"
   )
 

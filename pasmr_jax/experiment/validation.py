@@ -6,6 +6,7 @@ that is set on the command line ml_collections compares with the configuration f
 """
 
 import difflib
+import pathlib
 from collections import defaultdict
 from collections.abc import Callable, Collection, Iterator
 from fnmatch import fnmatchcase
@@ -65,19 +66,26 @@ _RANGES: dict[str, tuple[Callable[[float], bool], str]] = {
 }
 
 
-def check(config: Config, devices: int = 1, pools: Collection[str] | None = None) -> None:
+def check(
+  config: Config,
+  devices: int = 1,
+  pools: Collection[str] | None = None,
+  workdir: pathlib.Path | None = None,
+) -> None:
   """Raises ValueError with every problem of the configuration.
 
   Args:
     config: the whole configuration.
     devices: over which a batch is split (the mesh's axes replica and fsdp).
     pools: those that are read where nothing is trained; None is a training run.
+    workdir: where it is to be trained.
   """
   _raise(list(_keys(config)))  # the other checks read the keys
   numbers = list(_numbers(config))
   problems = [
     *_general(config),
     *_pools(config, NAMES if pools is None else pools),
+    *_beginning(config, workdir),
     *_choices(config),
     *numbers,
     *_lora(config),
@@ -202,6 +210,17 @@ def _training(config: Config) -> Iterator[str]:
         f"{stage}.patience is {patience} but evaluation.every is 0; expected more than 0, or"
         " patience 0"
       )
+
+
+def _beginning(config: Config, workdir: pathlib.Path | None) -> Iterator[str]:
+  if not config.init_from or workdir is None:
+    return
+  if pathlib.Path(config.init_from).resolve() == workdir.resolve():
+    # The newest stage there would soon be one of this run itself.
+    yield (
+      f"init_from is {config.init_from!r}, which is --workdir; expected another run's, or '' with"
+      " the stages that are there already in stages too: what has ended is not trained again"
+    )
 
 
 def _choices(config: Config) -> Iterator[str]:

@@ -18,7 +18,7 @@ import jax
 import jax.numpy as jnp
 import optax
 from jax.sharding import PartitionSpec
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Bool, Float
 
 from pasmr_jax.learning import losses
 from pasmr_jax.learning.logprobs import (
@@ -39,7 +39,7 @@ from pasmr_jax.parallel.mesh import adapter_shardings, param_shardings
 class TrainState(flax.struct.PyTreeNode):
   """All that an update changes."""
 
-  step: Int[Array, ""]  # updates of this stage done
+  step: Any  # updates of this stage done: Int[Array, ""], or its shape in `Learner.abstract`
   params: Any  # those that are trained: all, or adapters
   opt_state: optax.OptState
   average: Any | None  # float32 moving average of params, held only when it is the teacher
@@ -86,6 +86,27 @@ class Learner:
     step = jax.jit(lambda: jnp.int32(0), out_shardings=replicated)()
     # In bfloat16 a hundredth of a difference would be lost.
     averaged = jax.tree.map(lambda leaf: jnp.array(leaf, jnp.float32), params) if average else None
+    return TrainState(step, params, opt_state, averaged, frozen)
+
+  def abstract(self, params, average: bool = False, frozen: Frozen | None = None) -> TrainState:
+    """What `init` gives without its arrays, to restore a checkpoint into.
+
+    Takes what `init` takes, but `params` is a tree of jax.ShapeDtypeStructs with shardings, as are
+    all leaves of the state that is returned but those of `frozen`.
+    """
+
+    def shaped(leaf, dtype, sharding):
+      return jax.ShapeDtypeStruct(leaf.shape, dtype, sharding=sharding)
+
+    opt_state = jax.tree.map(
+      lambda leaf, sharding: shaped(leaf, leaf.dtype, sharding),
+      jax.eval_shape(self.optimizer.init, params),
+      self.opt_shardings(params),
+    )
+    step = jax.ShapeDtypeStruct((), jnp.int32, sharding=_replicated_like(params))
+    averaged = None
+    if average:
+      averaged = jax.tree.map(lambda leaf: shaped(leaf, jnp.float32, leaf.sharding), params)
     return TrainState(step, params, opt_state, averaged, frozen)
 
   def opt_shardings(self, params):

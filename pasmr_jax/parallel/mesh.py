@@ -2,8 +2,9 @@
 
 One process a host, one mesh over all devices with the axes `replica`, `fsdp` and `tensor`.
 Parameters are split over the last two by a table of `rules.py` and whole in every replica; batches
-are split by rows over the first two, each process holding the rows it read. Slices of a TPU that
-only the data-centre network joins are replicas: what crosses it are sums of gradients.
+are split by rows over the first two, each process holding the rows it read. Devices of a `tensor`
+group hold the same rows, so they are always of one process. Slices of a TPU that only the
+data-centre network joins are replicas: what crosses it are sums of gradients.
 """
 
 import functools
@@ -94,7 +95,7 @@ def make_mesh(
 
   Raises:
     ValueError: naming mesh.replica, mesh.fsdp or mesh.tensor, if they do not multiply to the number
-      of devices, or if replicas would span slices.
+      of devices, if replicas would span slices, or a `tensor` group processes.
   """
   available = jax.devices() if devices is None else devices
   slices = slice_count(available)
@@ -106,7 +107,57 @@ def make_mesh(
     placed = mesh_utils.create_hybrid_device_mesh(
       in_slice, (slices, 1, 1), available, allow_split_physical_axes=True
     )
+  owners = np.vectorize(lambda device: device.process_index, otypes=[int])(placed)
+  if (owners != owners[..., :1]).any():  # a torus is laid out whatever hosts it has
+    placed = _host_by_host(available, shape)
   return Mesh(placed, AXES, axis_types=(AxisType.Auto,) * len(AXES))
+
+
+def _host_by_host(devices: Sequence[Any], shape: tuple[int, int, int]) -> np.ndarray:
+  """Devices in the shape of a mesh whose `tensor` groups are each of one process.
+
+  A line winds through each host's block of the torus, from neighbour to neighbour, and another
+  through the hosts of a slice; groups are pieces of it.
+
+  Raises:
+    ValueError: naming mesh.tensor, if it does not divide the devices of each process.
+  """
+  hosts: dict[tuple[int, int], list[Any]] = {}
+  for device in devices:
+    hosts.setdefault((getattr(device, "slice_index", 0), device.process_index), []).append(device)
+  possible = math.gcd(*(len(own) for own in hosts.values()))
+  if possible % shape[-1]:
+    raise ValueError(
+      f"mesh.tensor: found {shape[-1]}, expected a divisor of the {possible} devices of each of"
+      f" {len(hosts)} processes: devices of a group share rows, and a process has rows of its own"
+    )
+  corners = {host: np.min([_place(device) for device in own], 0) for host, own in hosts.items()}
+  lines = [sorted({corner[axis] for corner in corners.values()}) for axis in range(3)]
+
+  def turn(host):
+    return host[0], _winding(
+      *(line.index(at) for line, at in zip(lines, corners[host], strict=True))
+    )
+
+  def turn_in_host(device):
+    return _winding(*_place(device)), getattr(device, "core_on_chip", 0)
+
+  ordered = [
+    device for host in sorted(hosts, key=turn) for device in sorted(hosts[host], key=turn_in_host)
+  ]
+  placed = np.empty(len(ordered), dtype=object)
+  placed[:] = ordered
+  return placed.reshape(shape)
+
+
+def _place(device: Any) -> tuple[int, ...]:
+  """Where a device is in its slice's torus; by its number where there is no torus."""
+  return tuple(getattr(device, "coords", None) or (device.id, 0, 0))
+
+
+def _winding(x: int, y: int, z: int) -> tuple[int, int, int]:
+  """Sorts places so that each is next to the one before: 2 x 2 are (0,0) (1,0) (1,1) (0,1)."""
+  return z, -y if z % 2 else y, -x if (y + z) % 2 else x
 
 
 def slice_count(devices: Sequence[Any]) -> int:
@@ -199,7 +250,8 @@ def replicated(mesh: Mesh) -> NamedSharding:
 def shard_batch(tree: Any, mesh: Mesh) -> Any:
   """Global arrays from each process's own rows (numpy, rows first), split by `batch_sharding`.
 
-  Raises ValueError if the rows of all processes do not divide over the mesh.
+  Raises ValueError if the rows of all processes do not divide over the mesh, or it is not one of
+  `make_mesh`, where each process has rows of its own.
   """
   sharding = batch_sharding(mesh)
   parts = row_parts(mesh)
@@ -211,7 +263,9 @@ def shard_batch(tree: Any, mesh: Mesh) -> Any:
         f"a batch array of shape {rows.shape} in each of {jax.process_count()} processes does not "
         f"divide by rows over {parts} parts (mesh.replica x mesh.fsdp)"
       )
-    return jax.make_array_from_process_local_data(sharding, rows)
+    # Left to infer it, JAX takes rows that processes share as one, and makes a smaller batch.
+    shape = (rows.shape[0] * jax.process_count(), *rows.shape[1:])
+    return jax.make_array_from_process_local_data(sharding, rows, shape)
 
   return jax.tree.map(place, tree)
 

@@ -1,5 +1,7 @@
 """A run with adapters: what is trained and saved, how it goes on, and what others read of it."""
 
+import shutil
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -9,6 +11,7 @@ from safetensors.numpy import load_file
 from configs import base, tiny
 from pasmr_jax.experiment import exporting, setup
 from pasmr_jax.experiment.checkpoint import Checkpoints, Progress
+from pasmr_jax.experiment.reliability import identity, weights
 from pasmr_jax.models import lora
 from pasmr_jax.models.transformer import Transformer
 from tests import runs, tiny_model
@@ -39,7 +42,9 @@ def _run(workdir, **changes):
 
 def _train(run, name, steps):
   """Goes on with a stage for so many steps, saves, and gives the last state."""
-  checkpoints = Checkpoints(run.workdir, name, run.config.checkpoint)
+  begun = weights.weights_checksum(run.config)
+  now = identity.make_identity(run.config, run.pools, run.tokenizer, begun)
+  checkpoints = Checkpoints(run.workdir, name, run.config.checkpoint, identity=now)
   stage = run.make_stage(name)
   state, _ = run.start(stage, checkpoints)
   for _ in range(steps):
@@ -185,6 +190,30 @@ def test_a_run_begins_with_what_another_runs_adapters_made(trained, tmp_path):
     with jax.set_mesh(other.mesh):
       begun = other.start_params("pam")
       np.testing.assert_allclose(_hidden(run, begun), _hidden(run, state.whole()), atol=2e-5)
+
+
+def test_the_run_under_adapters_may_be_moved(trained, tmp_path):
+  source, _ = trained
+  start, moved, workdir = tmp_path / "start", tmp_path / "moved", tmp_path / "run"
+  shutil.copytree(source.workdir, start)
+  keys = {"stages": ("pam",), "pam.steps": 9}
+  run = _run(workdir, **keys, init_from=str(start))
+  with jax.set_mesh(run.mesh):
+    before = _train(run, "pam", 1)
+    start.rename(moved)
+    with pytest.raises(ValueError, match=r"pam/1 holds adapters on .*start/.*pam/2, which is gone"):
+      run.checkpoint_params("pam", "1")
+    again = _run(workdir, **keys, init_from=str(moved))
+    _same(again.checkpoint_params("pam", "1")[0], lora.merged(before.whole()))
+    after = _train(again, "pam", 1)
+    assert int(after.step) == 2
+    _same(after.frozen.params, before.frozen.params)
+    # What lies there now is not what the adapters are on.
+    shutil.rmtree(moved / "checkpoints" / "pam" / "2" / "seal")
+    with pytest.raises(
+      ValueError, match="expected it there, or the same in the run that init_from"
+    ):
+      again.checkpoint_params("pam", "1")
 
 
 # On a model of Hugging Face.

@@ -71,12 +71,17 @@ def test_a_whole_state_to_more_devices_and_another_mesh(state, tmp_path):
   for mesh in (make_mesh(8, 1), make_mesh(1, 2, devices=jax.devices()[:2])):
     shardings = param_shardings(MODEL, mesh, rules.TRAINING)
     params = jax.jit(lambda: init_params(MODEL, jax.random.key(4)), out_shardings=shardings)()
-    other = Learner(MODEL, optax.adamw(1e-3), valid_vocab=32).init(params, average=True)
-    restored, data, _ = _open(tmp_path).restore(other, MODEL)
-    assert data == DATA
-    for a, b, laid_out in zip(*map(jax.tree.leaves, (restored, _at(state, 5), other)), strict=True):
-      np.testing.assert_array_equal(a, b)
-      assert a.sharding.is_equivalent_to(laid_out.sharding, a.ndim)
+    learner = Learner(MODEL, optax.adamw(1e-3), valid_vocab=32)
+    other = learner.init(params, average=True)
+    shapes = learner.abstract(abstract_params(params, shardings), average=True)
+    for wanted in (other, shapes):
+      restored, data, _ = _open(tmp_path).restore(wanted, MODEL)
+      assert data == DATA
+      assert jax.tree.structure(restored) == jax.tree.structure(other)
+      for a, b, new in zip(*map(jax.tree.leaves, (restored, _at(state, 5), other)), strict=True):
+        np.testing.assert_array_equal(a, b)
+        assert a.sharding.is_equivalent_to(new.sharding, a.ndim)
+        assert (a.dtype, a.weak_type) == (new.dtype, new.weak_type)
 
 
 def test_the_newest_and_the_best_are_kept_also_after_a_restart(state, tmp_path):

@@ -1,9 +1,15 @@
 """What a run is made of."""
 
+import dataclasses
+import gc
+
 import jax
+import numpy as np
 import pytest
 
 from configs import tiny
+from pasmr_jax.experiment.checkpoint import Checkpoints, Progress
+from pasmr_jax.experiment.reliability import identity
 from pasmr_jax.experiment.setup import make_run, named_stage
 
 
@@ -46,3 +52,65 @@ def test_a_stage_that_a_run_lacks_is_named_with_those_that_it_has(tmp_path):
   with pytest.raises(ValueError, match=said):
     named_stage(tmp_path, "base")
   assert [named_stage(tmp_path, name) for name in ("pam", "last")] == ["pam", "srl"]
+
+
+def _supervised(workdir, **changes):
+  config = tiny.get_config()
+  config.stages = ("pam",)
+  config.data.pivot = config.data.triplets = ("synthetic:24",)
+  config.update(changes)
+  return make_run(config, workdir, pools=("pivot", "triplets"))
+
+
+def _save(run):
+  """Saves PAM's state at step 0, with random weights, which is given."""
+  now = identity.make_identity(run.config, run.pools, run.tokenizer, "")
+  with Checkpoints(run.workdir, "pam", run.config.checkpoint, identity=now) as checkpoints:
+    stage = run.make_stage("pam")
+    state = stage.learner.init(run._load("seed:3", run.workdir))
+    checkpoints.save(state, stage.data_state(), Progress(), run.model, None)
+  return state
+
+
+def test_a_run_with_another_tokenizer_is_nothing_to_begin_with(tmp_path):
+  """Its ids would mean other tokens, and training would not notice."""
+  other, run = _supervised(tmp_path / "other"), _supervised(tmp_path / "run")
+  with jax.set_mesh(run.mesh):
+    saved = _save(other).params
+    run.config.init_from = str(tmp_path / "other")
+    jax.tree.map(np.testing.assert_array_equal, run.start_params("pam"), saved)
+    words = dataclasses.replace(run.tokenizer, stop_ids=(*run.tokenizer.stop_ids, 9))
+    another = dataclasses.replace(run, tokenizer=words)
+    another.config.tokenizer.stop = ("word",)
+    said = (
+      r"init_from: .*other/checkpoints/pam/0 was trained with another tokenizer, .*"
+      r"\(tokenizer.stop was \[\], is \['word'\]\); expected the one of this run"
+    )
+    with pytest.raises(ValueError, match=said):
+      another.start_params("pam")
+
+
+def _live_bytes():
+  gc.collect()
+  return sum(array.nbytes for array in jax.live_arrays())
+
+
+def test_going_on_needs_memory_for_one_state_and_no_starting_weights(tmp_path, monkeypatch):
+  run = _supervised(tmp_path, init_from=str(tmp_path / "gone"))
+  live = []
+
+  def restore(checkpoints, *args, **kwargs):
+    live.append(_live_bytes())
+    return restored(checkpoints, *args, **kwargs)
+
+  restored = Checkpoints.restore
+  monkeypatch.setattr(Checkpoints, "restore", restore)
+  with jax.set_mesh(run.mesh):
+    saved = jax.device_get(_save(run))
+    size = sum(leaf.nbytes for leaf in jax.tree.leaves(saved))
+    before = _live_bytes()
+    with Checkpoints(run.workdir, "pam", run.config.checkpoint) as checkpoints:
+      state, _ = run.start(run.make_stage("pam"), checkpoints)
+  assert live[0] - before < size / 100
+  assert _live_bytes() - before < 1.01 * size
+  jax.tree.map(np.testing.assert_array_equal, jax.device_get(state), saved)

@@ -188,6 +188,20 @@ def test_what_only_training_reads_is_no_problem_without_it():
   validation.check(config, pools=())
 
 
+def test_a_run_does_not_begin_with_itself(tmp_path):
+  own, other = tmp_path / "run", tmp_path / "other"
+  own.mkdir()
+  other.symlink_to(own)
+  for name in (own, other, own / ".." / "run"):
+    config = _config(stages=("pam",), init_from=str(name))
+    with pytest.raises(
+      ValueError, match=r"init_from is '.*', which is --workdir; expected another"
+    ):
+      validation.check(config, workdir=own)
+    validation.check(config, workdir=tmp_path / "new")
+    validation.check(config)  # whatever eval.py and export.py are given
+
+
 def test_published_sets_may_be_evaluated():
   validation.check(_config(data__test=("mgsm", "msvamp[:100]"), data__development=("mgsm[:9]",)))
 

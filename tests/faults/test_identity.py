@@ -187,6 +187,20 @@ def test_other_weights_where_the_run_began_are_refused(workdir):
     assert check_changes(workdir, dataclasses.replace(_identity(), weights=same), False) == []
 
 
+def test_a_run_that_was_begun_with_may_move_as_long_as_its_weights_are_the_same(workdir):
+  _began_with(workdir, "one", init_from="/runs/start")
+  moved = _identity(init_from="/archive/start")
+  same, other = (dataclasses.replace(moved, weights=weights) for weights in ("one", "other"))
+  said = "base: init_from was '/runs/start', is '/archive/start'"
+  assert check_changes(workdir, same, force=False) == [said]
+  for unknown in (moved, other):
+    with pytest.raises(ChangedError, match=said):
+      check_changes(workdir, unknown, force=False)
+  _began_with(workdir, "", init_from="/runs/start")
+  with pytest.raises(ChangedError, match=said):
+    check_changes(workdir, moved, force=False)
+
+
 def test_other_weights_under_adapters_concern_each_of_their_stages(workdir):
   _began_with(workdir, "one", lora__rank=4)
   with pytest.raises(ChangedError) as raised:

@@ -125,6 +125,81 @@ def test_replicas_are_slices_or_parts_of_them():
   assert meshes.row_parts(mesh) == 4
 
 
+@dataclasses.dataclass(frozen=True)
+class Chip:
+  """A chip of a TPU of several hosts, as far as a mesh looks at it."""
+
+  id: int
+  process_index: int
+  coords: tuple[int, int, int]
+  device_kind: str
+  slice_index: int = 0
+  core_on_chip: int = 0
+  platform: str = "tpu"
+
+
+def torus(kind, sides, slices=1, host=(2, 2, 1)):
+  """Chips x first, as libtpu lists them; hosts of 2 x 2 chips, x first too."""
+  hosts = [side // own for side, own in zip(sides, host, strict=True)]
+  each = np.prod(hosts)
+  made = []
+  for number, (which, z, y, x) in enumerate(np.ndindex(slices, *sides[::-1])):
+    block = [at // own for at, own in zip((x, y, z), host, strict=True)]
+    process = which * each + block[0] + hosts[0] * (block[1] + hosts[1] * block[2])
+    made.append(Chip(number, int(process), (x, y, z), kind, which))
+  return made
+
+
+V5E, V6E, V5P = "TPU v5 lite", "TPU v6 lite", "TPU v5"
+
+
+def owners(mesh):
+  return np.vectorize(lambda device: device.process_index)(mesh.devices)
+
+
+@pytest.mark.parametrize("tensor", [1, 2, 4])
+@pytest.mark.parametrize(
+  ("kind", "sides", "slices"),
+  [
+    (V5E, (4, 4, 1), 1),
+    (V5E, (4, 8, 1), 1),
+    (V6E, (4, 4, 1), 1),
+    (V5P, (2, 2, 4), 1),
+    (V5P, (4, 4, 4), 1),
+    (V5E, (4, 4, 1), 2),
+  ],
+)
+def test_rows_are_of_one_process_on_every_slice(kind, sides, slices, tensor):
+  """What a process reads are its own rows, and each of them is on one host's neighbours."""
+  chips = torus(kind, sides, slices)
+  mesh = meshes.make_mesh(-1, tensor, chips)
+  assert mesh.size == len(set(mesh.devices.flat)) == len(chips)
+  assert mesh.shape["replica"] == slices
+  of = owners(mesh)
+  np.testing.assert_array_equal(of, np.broadcast_to(of[..., :1], of.shape))
+  parts = np.unique(of[..., 0], return_counts=True)[1]
+  assert set(parts) == {4 // tensor}  # as many in each process
+  for group in mesh.devices.reshape(-1, tensor):
+    assert np.prod(1 + np.ptp([chip.coords for chip in group], 0)) == tensor  # a block
+  for which, replica in enumerate(mesh.devices):
+    assert {chip.slice_index for chip in replica.flat} == {which}
+
+
+def test_hosts_beside_each_other_follow_each_other():
+  mesh = meshes.make_mesh(-1, 4, torus(V5E, (4, 8, 1)))
+  assert owners(mesh)[0, :, 0].tolist() == [0, 1, 3, 2, 4, 5, 7, 6]
+  assert [chip.coords[:2] for chip in mesh.devices[0, 1]] == [(2, 0), (3, 0), (3, 1), (2, 1)]
+
+
+def test_rows_that_processes_would_share_are_refused():
+  said = r"mesh\.tensor: found 8, expected a divisor of the 4 devices of each of 4 processes"
+  for kind in (V5E, V6E):
+    with pytest.raises(ValueError, match=said):
+      meshes.make_mesh(-1, 8, torus(kind, (4, 4, 1)))
+  mesh = meshes.make_mesh(-1, 8, torus(V5E, (2, 4, 1), host=(2, 4, 1)))  # a host of 8 chips
+  assert dict(mesh.shape) == {"replica": 1, "fsdp": 1, "tensor": 8}
+
+
 @pytest.mark.parametrize(
   "shape",
   [{"fsdp": 4, "tensor": 2}, {"fsdp": 8, "tensor": 1}, {"fsdp": 2, "tensor": 2, "replica": 2}],

@@ -31,6 +31,8 @@ from pasmr_jax.models.config import COMPUTED, TransformerConfig
 from pasmr_jax.models.transformer import param_shapes
 from pasmr_jax.parallel.mesh import make_mesh, mesh_shape, row_parts
 
+# Chips of a host where a slice is one; hosts of larger slices have 2x2.
+_ONE_HOST = {"1x1": [1, 1, 1], "2x4": [2, 4, 1]}
 Sizes = tuple[TransformerConfig, str]  # of a model, and where they are from
 
 
@@ -49,8 +51,8 @@ def topology_devices(name: str, num_slices: int = 1) -> list[Any]:
   if generation in GPUS:
     # Slices, hosts of each, and GPUs of each host.
     settings = {"topology": f"1x1x{shape}", "target_config": GPUS[generation].target()}
-  elif shape == "1x1":
-    settings["chips_per_host_bounds"] = [1, 1, 1]
+  elif shape in _ONE_HOST:
+    settings["chips_per_host_bounds"] = _ONE_HOST[shape]
   platform = chip(name).platform
   try:
     found = topologies.get_topology_desc(topology_name=name, platform=platform, **settings)
@@ -230,9 +232,9 @@ def make_worker(
     replica, fsdp, _ = mesh_shape(mesh.fsdp, mesh.tensor, len(devices), mesh.replica, slices)
     adjusted = adjust(config, replica * fsdp)
     validation.check(config, replica * fsdp)
+    made = make_mesh(mesh.fsdp, mesh.tensor, devices, mesh.replica)
   except ValueError as error:
     raise UnsuitableError(str(error)) from error
-  made = make_mesh(mesh.fsdp, mesh.tensor, devices, mesh.replica)
   return Worker(
     config, topology, request["fill"], request["quick"], slices, made, sizes, tuple(adjusted)
   )

@@ -7,6 +7,7 @@ length and the CRC-32 of each. A checkpoint has its name only with its seal. `fi
 
 import concurrent.futures
 import dataclasses
+import hashlib
 import json
 import pathlib
 import zlib
@@ -96,6 +97,12 @@ def seal_of(folder: pathlib.Path) -> Mapping[str, list[int]] | None:
   """Length and checksum of each file of a checkpoint; None if it has no seal that can be read."""
   files, problems = _read_seal(folder / SEAL / _FILE)
   return None if problems else files
+
+
+def checkpoint_checksum(folder: pathlib.Path) -> str:
+  """SHA-256 of what a checkpoint's seal says of its files; '' if it has none that can be read."""
+  files = seal_of(folder)
+  return "" if files is None else hashlib.sha256(json.dumps(files).encode()).hexdigest()
 
 
 def _read_seal(path: pathlib.Path) -> tuple[Mapping[str, list[int]], list[str]]:

@@ -2,11 +2,11 @@
 
 Each checkpoint carries the `Identity` it was made under. Before anything is trained `check_changes`
 compares it with the run's own, stage by stage. What cannot change the result, or only in the last
-bits, may change: logging, saving, evaluation, devices, where files lie. A stage may have another
-number of steps, more than it has made, until it has ended before all were made or a later one has
-begun. By what a checkpoint is measured stays as long, because those numbers are compared. Anything
-else would make a run of which nobody could say what it is, and is refused with the difference,
-unless --force says that this is wanted.
+bits, may change: logging, saving, evaluation, devices, where files and the run of `init_from` lie.
+A stage may have another number of steps, more than it has made, until it has ended before all were
+made or a later one has begun. By what a checkpoint is measured stays as long, because those numbers
+are compared. Anything else would make a run of which nobody could say what it is, and is refused
+with the difference, unless --force says that this is wanted.
 """
 
 import dataclasses
@@ -195,7 +195,9 @@ def differences(
       # What follows a stage does not concern it.
       was, value = (list(one)[: list(one).index(stage) + 1] for one in (was, value))
     if was != value:
-      yield f"{key} was {was!r}, is {value!r}", _matters(key, stage, steps_matter, closed)
+      moved = key == "init_from" and before.weights != "" and before.weights == now.weights
+      matters = not moved and _matters(key, stage, steps_matter, closed)
+      yield f"{key} was {was!r}, is {value!r}", matters
   for pool in sorted(before.pools.keys() & now.pools.keys()):
     if pool in _pools(stage, now.config) and before.pools[pool] != now.pools[pool]:
       yield f"data.{pool} holds other questions", True

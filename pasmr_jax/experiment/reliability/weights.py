@@ -5,11 +5,10 @@ self-feedback, and what adapters are on, are read from there again.
 """
 
 import hashlib
-import json
 import pathlib
 
 from pasmr_jax import Config
-from pasmr_jax.experiment.reliability.checksums import seal_of
+from pasmr_jax.experiment.reliability.checksums import checkpoint_checksum
 from pasmr_jax.experiment.reliability.recovery import steps_in
 from pasmr_jax.experiment.setup import last_stage, source
 from pasmr_jax.models.hugging_face import find_folder
@@ -26,8 +25,7 @@ def weights_checksum(config: Config) -> str:
       folder = workdir / "checkpoints" / last_stage(workdir)
     except ValueError:  # an earlier start has read it; if one must again, that says so
       return ""
-    files = seal_of(folder / str(steps_in(folder)[-1]))
-    return "" if files is None else hashlib.sha256(json.dumps(files).encode()).hexdigest()
+    return checkpoint_checksum(folder / str(steps_in(folder)[-1]))
   if not config.model.pretrained:
     return ""
   path = source(config.model)

@@ -137,6 +137,19 @@ def test_the_smallest_slice_of_each_generation_is_named(tmp_path):
   assert "not v5e:1x1: pam update holds " in finished.stdout
 
 
+@pytest.mark.tpu_compile
+@pytest.mark.slow
+def test_a_plan_has_the_hosts_of_its_slice(tmp_path):
+  """A slice of 2x4 chips is one host, larger ones have hosts of 2x2."""
+  pytest.importorskip("libtpu", reason="libtpu, which compiles for TPUs, is not installed")
+  settings = {"mesh.tensor": 8, "rollout.slots": 32}
+  refused = plan(tmp_path, "--topology=v5e:4x4", "--programs=none", **settings)
+  said = "mesh.tensor: found 8, expected a divisor of the 4 devices of each of 4 processes"
+  assert (refused.returncode, said in refused.stderr) == (1, True), refused.stderr[-3000:]
+  planned = plan(tmp_path, "--topology=v5e:2x4", "--programs=none", **settings)
+  assert planned.stderr.splitlines()[-1].startswith("plan.py: --programs: no none; expected some")
+
+
 @pytest.mark.parametrize("topology", ["v5e:2x2", "auto"])
 def test_a_missing_libtpu_is_said(tmp_path, topology):
   finished = plan_without(("libtpu",), topology, tmp_path)
