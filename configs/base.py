@@ -85,7 +85,8 @@ def tokenizer() -> ConfigDict:
   config.close = ""  # stands after it; '' if and only if `open` is
   config.delimiters = "added"  # what they are where the vocabulary lacks them: added (a new token
   #                              and embedding row each) or tags (text, several tokens)
-  config.stop = ()  # more tokens that end a response besides end of sequence
+  config.stop = ()  # more tokens that end a response besides end of sequence; in a chat what its
+  #                   template writes behind an answer is one of itself
   config.pad = ""  # padding token; '' is the tokenizer's own, or another that ends no response
   return config
 

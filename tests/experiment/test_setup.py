@@ -1,9 +1,13 @@
 """What a run is made of."""
 
+import dataclasses
+
 import jax
 import pytest
 
 from configs import tiny
+from pasmr_jax.data.pools import NAMES
+from pasmr_jax.experiment import summary
 from pasmr_jax.experiment.setup import make_run
 
 
@@ -36,3 +40,14 @@ def test_a_folder_that_is_no_run_is_named_with_its_key(tmp_path):
   run = make_run(config, tmp_path, pools=())
   with pytest.raises(ValueError, match=r"init_from: .*nothing: expected a run with"):
     run.start_params("srl")
+
+
+def test_the_start_names_what_ends_a_response(tmp_path, capsys):
+  run = make_run(tiny.get_config(), tmp_path, pools=())
+  run.pools = {name: [] for name in NAMES}
+  stops = (run.tokenizer.eos_id, run.tokenizer.close_ids[0])
+  run.tokenizer = dataclasses.replace(run.tokenizer, stop_ids=stops)
+  summary.print_start(run)
+  eos, other = (run.tokenizer.vocabulary.token_of(token) for token in stops)
+  said = " ".join(capsys.readouterr().err.split())
+  assert f"learned to end with {eos}, sampled up to {eos} or {other}" in said
