@@ -527,14 +527,16 @@ def model_config(config: Config, tokenizer: Tokenizer) -> TransformerConfig:
   """The model's shape: the checkpoint's own, or `config.model`'s.
 
   Raises:
-    ValueError: the tokenizer has ids that the model has no embedding for.
+    ValueError: the tokenizer has ids that the model has no embedding for, or for less than half
+      of its embeddings.
   """
   settings = config.model
   computed = {name: settings[name] for name in COMPUTED}
   if settings.pretrained:
     model = dataclasses.replace(pretrained.load_config(source(settings)), **computed)
     known = tokenizer.vocab_size - len(tokenizer.added)
-    if known > model.vocab_size:
+    # Embeddings have some rows to spare, never as many again.
+    if not model.vocab_size <= 2 * known <= 2 * model.vocab_size:
       raise ValueError(
         f"tokenizer.path: {tokenizer.source} has {known} ids, but the model {settings.pretrained}"
         f" has embeddings for {model.vocab_size}; expected the model's own"
