@@ -278,6 +278,8 @@ def guard() -> ConfigDict:
   config = ConfigDict()
   config.skipped_in_a_row = 5  # an update whose loss or gradient is not finite is skipped; stop
   #                              after so many steps in a row with one; 0 is never
+  config.untaught_steps = 20  # say so when self-feedback has taught nothing for so many steps in a
+  #                             row, and again when it is twice as many; 0 is never
   config.hang_minutes = 60.0  # without a step, or a part of an evaluation, end; 0 is never
   # The alarm of self-feedback: agreement rises while another quantity falls.
   config.collapse_action = "continue"  # on an alarm: continue, stop, or return: the best checkpoint
