@@ -26,7 +26,7 @@ import numpy as np
 from pasmr_jax import Config
 from pasmr_jax.data import synthetic
 from pasmr_jax.data.batches import fit_examples, question_iterator, supervised_iterator
-from pasmr_jax.data.pools import NAMES, read_pool
+from pasmr_jax.data.pools import NAMES, read_pool, unmarked
 from pasmr_jax.data.questions import Question
 from pasmr_jax.experiment.checkpoint import Checkpoints, Progress, abstract_params
 from pasmr_jax.experiment.measures import gold_answer
@@ -455,7 +455,8 @@ def make_run(config: Config, workdir: pathlib.Path, pools: Sequence[str] | None 
 
   Raises:
     ValueError: among others, self-feedback could not tell its languages apart, or cannot read a
-      gold answer that it is to learn from.
+      gold answer that it is to learn from; no solution of a pool ends in its answer, though answers
+      are read from responses that are learned from them.
   """
   used = pools_used(config) if pools is None else pools
   if "srl" in used:
@@ -472,6 +473,8 @@ def make_run(config: Config, workdir: pathlib.Path, pools: Sequence[str] | None 
   tokenizer = make_tokenizer(config, workdir)
   model = model_config(config, tokenizer)
   questions = {name: read_pool(name, config) for name in used}
+  for name, pool in questions.items():
+    _check_solutions(name, pool, config)
   if config.feedback.source == "gold":
     for question in questions.get("srl", ()):
       gold_answer(question)
@@ -487,6 +490,24 @@ def make_run(config: Config, workdir: pathlib.Path, pools: Sequence[str] | None 
   if "srl" in run.pools:  # now, not when PAM has ended
     run.expect_fitting(run.pools["srl"], config.srl.max_prompt_length, "srl")
   return run
+
+
+def _check_solutions(name: str, questions: Sequence[Question], config: Config) -> None:
+  """Tells how many solutions of a pool do not end in their answer; ValueError if none does."""
+  lacking = unmarked(questions)
+  if not lacking:
+    return
+  of = sum(question.solution is not None for question in questions)
+  first = lacking[0]
+  told = (
+    f"data.{name}: {len(lacking)} of {of} solutions do not end in '#### ' and the answer, the first"
+    f" that of question {first.id!r} ({first.language})"
+  )
+  if len(lacking) == of and (config.evaluation.ask == "pasmr" or "srl" in config.stages):
+    raise ValueError(
+      f"{told}; expected it in each: responses learn to end so, and answers are read there"
+    )
+  say(told)
 
 
 def pools_used(config: Config) -> list[str]:
