@@ -102,7 +102,7 @@ def train_stage(
     if action == "stop":  # also when asked to stop: it is told once, and nobody should start again
       raise GuardError(f"{name} step {done}: self-feedback collapses; docs/operations.md: collapse")
     if asked:
-      raise Stopped
+      raise Stopped(f"{name} step {done}")
     if progress.finished:
       break
 
@@ -150,7 +150,7 @@ def main(_):
     def between(resumable: bool) -> None:
       watchdog.progress("an evaluation")
       if resumable and stopping.check():
-        raise Stopped
+        raise Stopped("the answers so far")
 
     evaluator = Evaluator(run, between=between)
     metrics = Metrics(workdir, config.stages, config.log)

@@ -29,7 +29,7 @@ from pasmr_jax.experiment.planning.sizes import PUBLISHED
 from pasmr_jax.models.config import TransformerConfig
 from pasmr_jax.models.transformer import init_params
 from pasmr_jax.parallel import rules
-from pasmr_jax.parallel.mesh import make_mesh, param_shardings
+from pasmr_jax.parallel.mesh import check_platform, make_mesh, param_shardings
 from pasmr_jax.rollout.engine import Engine, Served
 from pasmr_jax.rollout.requests import Request, Usage, Watch
 from pasmr_jax.rollout.sampling import make_sampling
@@ -212,6 +212,7 @@ def main() -> None:
   parser.add_argument("--srl_layers", type=int, default=2)
   arguments = parser.parse_args()
 
+  check_platform()
   mesh = make_mesh(-1, 1)
   figures: dict[str, object] = {}
   with jax.set_mesh(mesh):

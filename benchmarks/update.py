@@ -30,7 +30,7 @@ from pasmr_jax.learning.optim import make_optimizer
 from pasmr_jax.learning.update import Learner
 from pasmr_jax.models.transformer import init_params
 from pasmr_jax.parallel import rules
-from pasmr_jax.parallel.mesh import make_mesh, param_shardings, shard_batch
+from pasmr_jax.parallel.mesh import check_platform, make_mesh, param_shardings, shard_batch
 
 GEMMA_3_270M = PUBLISHED["google/gemma-3-270m"]
 ROWS, LENGTH, PROMPT = 8, 256, 64
@@ -60,6 +60,7 @@ def measure(update: str, remat: str, repeats: int) -> dict[str, Any]:
   """Seconds and CPU-seconds of a step, and the peak resident memory of this process in bytes."""
   config = dataclasses.replace(GEMMA_3_270M, remat=remat)
   settings = base.get_config()
+  check_platform()
   mesh = make_mesh(-1, 1)
   shardings = param_shardings(config, mesh, rules.TRAINING)
   learner = Learner(

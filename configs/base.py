@@ -86,7 +86,8 @@ def tokenizer() -> ConfigDict:
   config.close = ""  # stands after it; '' if and only if `open` is
   config.delimiters = "added"  # what they are where the vocabulary lacks them: added (a new token
   #                              and embedding row each) or tags (text, several tokens)
-  config.stop = ()  # more tokens that end a response besides end of sequence
+  config.stop = ()  # more tokens that end a response besides end of sequence; in a chat what its
+  #                   template writes behind an answer is one of itself
   config.pad = ""  # padding token; '' is the tokenizer's own, or another that ends no response
   return config
 
@@ -278,6 +279,8 @@ def guard() -> ConfigDict:
   config = ConfigDict()
   config.skipped_in_a_row = 5  # an update whose loss or gradient is not finite is skipped; stop
   #                              after so many steps in a row with one; 0 is never
+  config.untaught_steps = 20  # say so when self-feedback has taught nothing for so many steps in a
+  #                             row, and again when it is twice as many; 0 is never
   config.hang_minutes = 60.0  # without a step, or a part of an evaluation, end; 0 is never
   # The alarm of self-feedback: agreement rises while another quantity falls.
   config.collapse_action = "continue"  # on an alarm: continue, stop, or return: the best checkpoint

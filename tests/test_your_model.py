@@ -10,6 +10,7 @@ import sys
 
 import pytest
 
+from configs import base
 from tests import runs, tiny_model
 
 PAGE = runs.ROOT / "docs" / "your_model.md"
@@ -52,6 +53,17 @@ def test_every_block_is_a_file_or_commands():
   scripts = [text for kind, _, text in blocks() if kind == "bash"]
   programs = [command[1] for text in scripts for command in commands(text)]
   assert programs == ["eval.py", "train.py", "-m", "export.py", "mine/ask.py"]
+
+
+def test_the_model_is_asked_as_it_was_trained():
+  page = PAGE.read_text("utf-8")
+  files = {file: text for _, file, text in blocks()}
+  trained, asked = files["mine/config.py"], files["mine/ask.py"]
+  (limit,) = re.findall(r"config\.srl\.max_new_tokens = (\d+)", trained)
+  assert f"max_new_tokens={limit}, " in asked
+  (question,) = re.findall(r'"content": "(.*)"}', asked)
+  plain = base.get_config().prompt.question.format(question=question)
+  assert f"asked = tokenizer({json.dumps(plain)}, " in page
 
 
 @pytest.mark.long

@@ -47,6 +47,7 @@ _SOLVED = ("pivot", "target", "triplets")
 _TRANSLATED = ("translation", "triplets", "development", "test")
 _SPLITS = {"development": "development", "test": "test"}
 _SOURCE = re.compile(r"(?P<format>\w+):(?P<location>.*?)(?:\[(?P<start>\d*):(?P<stop>\d*)\])?")
+_MARKED = re.compile(r"####[^\S\n]*[^\s#][^\n]*\s*$")  # "#### 7" at the end
 _SET = re.compile(r"(?P<name>\w+)(?:\[(?P<start>\d*):(?P<stop>\d*)\])?")
 _ENGLISH = ("synthetic", "msvamp")  # formats whose references are
 _NAMED = ("mgsm", "msvamp")  # formats of files that name their language
@@ -160,6 +161,17 @@ def check_taught(name: str, questions: Iterable[Question]) -> None:
         raise ValueError(
           f"data.{name}: question {question.id!r} ({question.language}) has no {field}"
         )
+
+
+def unmarked(questions: Iterable[Question]) -> list[Question]:
+  """The questions whose solution does not end in its answer: neither "#### 7" nor a box."""
+  return [
+    question
+    for question in questions
+    if question.solution is not None
+    and "\\boxed{" not in question.solution
+    and _MARKED.search(question.solution) is None
+  ]
 
 
 def _read_set(

@@ -42,6 +42,7 @@ class Progress:
   finished: bool = False
   ending: str = ""  # what finished it: steps, patience or collapse
   skipped_in_a_row: int = 0  # steps up to now with an update that was skipped
+  untaught_in_a_row: int = 0  # steps up to now in which self-feedback taught nothing
   watch: dict[str, Any] = dataclasses.field(default_factory=dict)  # of the collapse alarm
 
   def record(self, metric: float) -> None:

@@ -36,6 +36,7 @@ from pasmr_jax.experiment.measures import (
   has_unreadable_formula,
   judge,
   measure,
+  reads_otherwise,
   summarize,
 )
 from pasmr_jax.experiment.reliability.identity import tokenizer_checksum
@@ -89,6 +90,18 @@ def judge_accuracy(
   }
 
 
+def _tell_styles(pool: str, questions: Sequence[Question]) -> None:
+  """Tells of gold answers whose value hangs on the style that numbers are written in."""
+  found = [question for question in questions if reads_otherwise(question)]
+  if found:
+    first = found[0]
+    say(
+      f"{pool}: {len(found)} of {len(questions)} gold answers would be other numbers in the style"
+      f" of their language; all are read in English style (1,234.5), so that {first.answer!r} of"
+      f" question {first.id!r} ({first.language}) is {gold_answer(first).published}"
+    )
+
+
 class Evaluator:
   """Evaluates a run's policies on its development and test pools."""
 
@@ -136,6 +149,7 @@ class Evaluator:
       questions = [question for question in questions if question not in formulas]
     for question in questions:
       gold_answer(question)
+    _tell_styles(pool, questions)
     limit = self.run.config.evaluation.max_prompt_length
     return self.run.fitting(questions, limit, pool, self._asking.prompt)
 

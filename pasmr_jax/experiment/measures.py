@@ -37,6 +37,15 @@ def gold_answer(question: Question) -> Gold:
   return gold
 
 
+def reads_otherwise(question: Question) -> bool:
+  """Whether the gold answer would be another number in the style of the question's language.
+
+  "57.500" is 57.5 here, and 57,500 to who writes German.
+  """
+  own = read_answer(question.answer or "", question.language)
+  return own is not None and own.value != gold_answer(question).answer.value
+
+
 def has_unreadable_formula(question: Question) -> bool:
   """Whether the gold answer is a formula without an exact value: an interval, a set, words.
 

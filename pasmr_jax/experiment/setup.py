@@ -27,7 +27,7 @@ import numpy as np
 from pasmr_jax import Config
 from pasmr_jax.data import synthetic
 from pasmr_jax.data.batches import fit_examples, question_iterator, supervised_iterator
-from pasmr_jax.data.pools import NAMES, read_pool
+from pasmr_jax.data.pools import NAMES, read_pool, unmarked
 from pasmr_jax.data.questions import Question
 from pasmr_jax.experiment.checkpoint import Checkpoints, Progress, abstract_params
 from pasmr_jax.experiment.measures import gold_answer
@@ -542,7 +542,8 @@ def make_run(config: Config, workdir: pathlib.Path, pools: Sequence[str] | None 
 
   Raises:
     ValueError: among others, self-feedback could not tell its languages apart, or cannot read a
-      gold answer that it is to learn from.
+      gold answer that it is to learn from; no solution of a pool ends in its answer, though answers
+      are read from responses that are learned from them.
   """
   used = pools_used(config) if pools is None else pools
   if "srl" in used:
@@ -559,6 +560,8 @@ def make_run(config: Config, workdir: pathlib.Path, pools: Sequence[str] | None 
   tokenizer = make_tokenizer(config, workdir)
   model = model_config(config, tokenizer)
   questions = {name: read_pool(name, config, say=say) for name in used}
+  for name, pool in questions.items():
+    _check_solutions(name, pool, config)
   if config.feedback.source == "gold":
     for question in questions.get("srl", ()):
       gold_answer(question)
@@ -578,6 +581,24 @@ def make_run(config: Config, workdir: pathlib.Path, pools: Sequence[str] | None 
     for stage in supervised_settings(config):
       run.expect_examples(stage)
   return run
+
+
+def _check_solutions(name: str, questions: Sequence[Question], config: Config) -> None:
+  """Tells how many solutions of a pool do not end in their answer; ValueError if none does."""
+  lacking = unmarked(questions)
+  if not lacking:
+    return
+  of = sum(question.solution is not None for question in questions)
+  first = lacking[0]
+  told = (
+    f"data.{name}: {len(lacking)} of {of} solutions do not end in '#### ' and the answer, the first"
+    f" that of question {first.id!r} ({first.language})"
+  )
+  if len(lacking) == of and (config.evaluation.ask == "pasmr" or "srl" in config.stages):
+    raise ValueError(
+      f"{told}; expected it in each: responses learn to end so, and answers are read there"
+    )
+  say(told)
 
 
 def pools_used(config: Config) -> list[str]:
@@ -621,14 +642,16 @@ def model_config(config: Config, tokenizer: Tokenizer) -> TransformerConfig:
   """The model's shape: the checkpoint's own, or `config.model`'s.
 
   Raises:
-    ValueError: the tokenizer has ids that the model has no embedding for.
+    ValueError: the tokenizer has ids that the model has no embedding for, or for less than half
+      of its embeddings.
   """
   settings = config.model
   computed = {name: settings[name] for name in COMPUTED}
   if settings.pretrained:
     model = dataclasses.replace(pretrained.load_config(source(settings)), **computed)
     known = tokenizer.vocab_size - len(tokenizer.added)
-    if known > model.vocab_size:
+    # Embeddings have some rows to spare, never as many again.
+    if not model.vocab_size <= 2 * known <= 2 * model.vocab_size:
       raise ValueError(
         f"tokenizer.path: {tokenizer.source} has {known} ids, but the model {settings.pretrained}"
         f" has embeddings for {model.vocab_size}; expected the model's own"

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 
 import jax
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from pasmr_jax import Config
@@ -35,6 +36,8 @@ def print_start(run: Run) -> None:
     ("languages", f"{', '.join(config.languages)}; pivot {config.pivot}"),
     ("stages", ", ".join(f"{stage} ({config[stage].steps} steps)" for stage in config.stages)),
   ]
+  stops = [run.tokenizer.vocabulary.token_of(token) for token in run.tokenizer.stop_ids]
+  rows.append(("responses", f"learned to end with {stops[0]}, sampled up to {' or '.join(stops)}"))
   for stage in config.stages:
     rows.append((stage, _arithmetic(stage, config)))
   notes = replication_notes(model, run.mesh, TRAINING)
@@ -43,7 +46,7 @@ def print_start(run: Run) -> None:
   rows.append(("written to", str(run.workdir)))
   table = Table(show_header=False, box=None)
   for name, text in rows:
-    table.add_row(name, text)
+    table.add_row(name, escape(text))
   Console(stderr=True).print(table)
 
 

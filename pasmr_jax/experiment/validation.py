@@ -150,10 +150,10 @@ def _general(config: Config) -> Iterator[str]:
   if bool(config.tokenizer.open) != bool(config.tokenizer.close):
     found = {key: config.tokenizer[key] for key in ("open", "close")}
     yield f"tokenizer.open and tokenizer.close are {found}; expected both or neither to be ''"
-  if len(config.tokenizer.stop) >= MAX_STOP_IDS:  # the end of sequence is one too
-    yield (
-      f"tokenizer.stop has {len(config.tokenizer.stop)} tokens; expected at most {MAX_STOP_IDS - 1}"
-    )
+  # The end of sequence is one too, and what ends an answer in a chat.
+  stops, most = len(config.tokenizer.stop), MAX_STOP_IDS - 1 - (config.prompt.style == "chat")
+  if stops > most:
+    yield f"tokenizer.stop has {stops} tokens; expected at most {most}"
   for key in ("question", "translation"):
     template = config.prompt[key]
     if template.count("{question}") != 1:

@@ -28,21 +28,52 @@ from pasmr_jax.models.transformer import logical_axes, param_shapes
 from pasmr_jax.parallel.rules import TRAINING, Rules, partition_specs
 
 AXES = ("replica", "fsdp", "tensor")
+_ACCELERATORS = {
+  "cuda": "gpu",
+  "rocm": "gpu",
+  "gpu": "gpu",
+  "tpu": "tpu",
+}  # JAX's names: their kind
 
 
 def initialize_distributed() -> None:
-  """Joins the processes of a job of several hosts; on a single host does nothing.
+  """Joins the processes of a job of several hosts, and checks that the accelerator is there.
 
   Call it before anything else touches JAX. Several hosts are recognised as JAX itself does: by the
-  variables of its own launcher, of Slurm, Open MPI and TPU pods, or by a TPU VM's metadata.
+  variables of its own launcher, of Slurm, Open MPI and TPU pods, or by a TPU VM's metadata. On a
+  single host nobody is joined.
+
+  Raises:
+    ValueError: what `check_platform` raises.
   """
-  if jax.distributed.is_initialized() or not _several_hosts(os.environ):
+  if not jax.distributed.is_initialized() and _several_hosts(os.environ):
+    number, process = os.environ.get("JAX_NUM_PROCESSES"), os.environ.get("JAX_PROCESS_ID")
+    jax.distributed.initialize(
+      num_processes=None if number is None else int(number),
+      process_id=None if process is None else int(process),
+    )
+  check_platform()
+
+
+def check_platform() -> None:
+  """Raises ValueError if JAX does not compute on the accelerator that JAX_PLATFORMS names first.
+
+  Where no NVIDIA GPU is visible JAX passes over `cuda` without a word, and takes the next.
+  """
+  named = jax.config.jax_platforms or ""
+  first = named.partition(",")[0]
+  if first not in _ACCELERATORS:
     return
-  number, process = os.environ.get("JAX_NUM_PROCESSES"), os.environ.get("JAX_PROCESS_ID")
-  jax.distributed.initialize(
-    num_processes=None if number is None else int(number),
-    process_id=None if process is None else int(process),
-  )
+  try:
+    found = jax.default_backend()
+  except AssertionError:  # nothing is named but what it passed over
+    found = "nothing"
+  if _ACCELERATORS.get(found) != _ACCELERATORS[first]:
+    raise ValueError(
+      f"JAX_PLATFORMS is {named!r}, but JAX found no {first} to compute on and would take {found};"
+      " expected a machine where it is visible (nvidia-smi lists GPUs) and its plugin installed,"
+      " or JAX_PLATFORMS=cpu"
+    )
 
 
 def _several_hosts(environment: Mapping[str, str]) -> bool:

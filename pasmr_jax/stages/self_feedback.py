@@ -388,8 +388,14 @@ class SelfFeedbackStage:
       filled += int(np.count_nonzero(packed.sequences.segment_ids))
       own = meshes.shard_batch(processes.own_rows(packed), self.mesh)
       batches.append(self._with_scores(state, own))
-    trained = int(np.count_nonzero(everyone.sequences.weights))
-    seen = {"trained_tokens": trained, "padding_share": 1 - filled / places}
+    trained = everyone.sequences.weights > 0
+    # Advantages are 0 where a question's rewards are alike, but for rounding.
+    taught = trained & (np.abs(everyone.advantages) > 1e-6)
+    seen = {
+      "trained_tokens": int(np.count_nonzero(trained)),
+      "taught_tokens": int(np.count_nonzero(taught)),
+      "padding_share": 1 - filled / places,
+    }
     return batches * srl.inner_epochs, seen
 
   def _chosen(self, strength: np.ndarray) -> list[int]:

@@ -2,6 +2,9 @@
 
 A template is a Jinja program that comes with the model. It is run once, in Jinja's sandbox, on one
 user's message, and what it wrote before and after the message is kept as the tokenizer's `turn`.
+A second run, with an answer to that message, shows which token ends the model's own turn: many
+models have another one for it than the end of a sequence (Gemma's "<end_of_turn>", ChatML's
+"<|im_end|>"), and it ends a sampled response too. Trained responses end with end of sequence.
 The clock that transformers lends to templates is not lent here: Llama's would write today's date,
 and a run that is resumed tomorrow would ask otherwise than today. Without it they write the fixed
 date that they have.
@@ -16,10 +19,13 @@ STYLES = ("plain", "chat")  # of prompts
 
 THINKING = "enable_thinking"  # what templates call the switch
 _MESSAGE = "\ue000"  # stands for the message; a private character that no template has
+_ANSWER = "\ue001"  # for the model's answer
 
 
 def with_chat(tokenizer: Tokenizer, system: str = "", thinking: bool = False) -> Tokenizer:
   """The tokenizer, asking questions as a user's message of a chat.
+
+  The control token that the template writes behind an answer becomes a stop token.
 
   Args:
     tokenizer: of a model that comes with a chat template.
@@ -29,7 +35,8 @@ def with_chat(tokenizer: Tokenizer, system: str = "", thinking: bool = False) ->
 
   Raises:
     ValueError: there is no template, it fails or refuses (a system text, for instance), it has no
-      switch for thinking, or it does not show the message once as it is.
+      switch for thinking, it does not show the message once as it is, or what it writes behind an
+      answer is the padding token.
   """
   import jinja2
   import jinja2.meta
@@ -48,16 +55,20 @@ def with_chat(tokenizer: Tokenizer, system: str = "", thinking: bool = False) ->
     f"{name}_token": "" if token is None else vocabulary.token_of(token)
     for name, token in (("bos", vocabulary.bos_id), ("eos", vocabulary.eos_id))
   }
-  try:
-    switches = jinja2.meta.find_undeclared_variables(environment.parse(template))
-    text = environment.from_string(template).render(
+
+  def written(messages: list[dict[str, str]], add_generation_prompt: bool) -> str:
+    return environment.from_string(template).render(
       messages=messages,
-      add_generation_prompt=True,
+      add_generation_prompt=add_generation_prompt,
       tools=None,
       documents=None,
       **{THINKING: thinking},
       **named,
     )
+
+  try:
+    switches = jinja2.meta.find_undeclared_variables(environment.parse(template))
+    text = written(messages, add_generation_prompt=True)
   except jinja2.TemplateError as error:
     raise ValueError(
       f"prompt.style: the chat template of {tokenizer.source} refuses a chat"
@@ -78,7 +89,31 @@ def with_chat(tokenizer: Tokenizer, system: str = "", thinking: bool = False) ->
       f"prompt.style: the chat template of {tokenizer.source} shows a message {len(after)} times,"
       " expected once"
     )
-  return dataclasses.replace(tokenizer, turn=(before, after[0]))
+  try:
+    answered = written([*messages, {"role": "assistant", "content": _ANSWER}], False)
+  except (jinja2.TemplateError, TypeError):  # no place for an answer: nothing is said of its end
+    answered = ""
+  return dataclasses.replace(
+    tokenizer, turn=(before, after[0]), stop_ids=_stop_ids(tokenizer, answered)
+  )
+
+
+def _stop_ids(tokenizer: Tokenizer, answered: str) -> tuple[int, ...]:
+  """The tokenizer's own, and the control token that follows the answer in a chat, if one does."""
+  _, shown, after = answered.partition(_ANSWER)
+  parts = tokenizer.split_controls(after)
+  # ["", 106, "\n"]: text, control token, text, and so on
+  if not shown or len(parts) == 1 or str(parts[0]).strip() or parts[1] in tokenizer.stop_ids:
+    return tokenizer.stop_ids
+  end = int(parts[1])
+  if end == tokenizer.pad_id:
+    name = tokenizer.vocabulary.token_of(end)
+    raise ValueError(
+      f"prompt.style: the chat template of {tokenizer.source} ends an answer with {name!r}, which"
+      f" is the padding token; expected tokenizer.stop=({name!r},), so that another one is, and no"
+      " such tokenizer.pad"
+    )
+  return (*tokenizer.stop_ids, end)
 
 
 def _environment() -> Any:

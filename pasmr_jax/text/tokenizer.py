@@ -46,7 +46,7 @@ class Tokenizer:
   pad_id: int  # never equal to eos_id or another stop id
   bos_id: int | None  # None if the model's texts begin with no such token
   eos_id: int
-  stop_ids: tuple[int, ...]  # eos_id first, then the extra stop tokens
+  stop_ids: tuple[int, ...]  # eos_id, the extra stop tokens, what ends an answer in a chat
   open_delimiter: str
   close_delimiter: str
   open_ids: tuple[int, ...]  # one id, or several for a literal tag

@@ -11,6 +11,7 @@ None needs a deep-learning framework.
 """
 
 import os
+import pathlib
 import re
 from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
@@ -22,6 +23,13 @@ from pasmr_jax.text import hub
 from pasmr_jax.text.gguf_content import read_content
 
 _TOKENIZER_FILES = ("*.json", "*.model", "*.txt", "*.jinja")
+# What holds a vocabulary: all files of one of these, by pattern.
+_VOCABULARY_FILES = (
+  ("tokenizer.json",),
+  ("*.model",),  # SentencePiece
+  ("vocab.json", "merges.txt"),
+  ("vocab.txt",),
+)
 # What marks turns and images, or is to spare, among pieces that a model's makers defined: not the
 # HTML tags and line ends that are there too.
 _MARK = re.compile(r"<unused\d+>|<[^<>\s]*[_|][^<>\s]*>")
@@ -160,12 +168,22 @@ def _read_hugging_face(path: str) -> Any:
 
   try:
     folder = path if os.path.isdir(path) else hub.snapshot(path, _TOKENIZER_FILES)
+    _check_vocabulary_files(pathlib.Path(folder))
     return AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
   except (OSError, ValueError, KeyError, RecursionError) as error:
     raise ValueError(
       f"tokenizer {path}: expected a .model or .gguf file, a folder with tokenizer.json, or a"
-      f" hub id; transformers says: {error}"
+      f" hub id: {error}"
     ) from error
+
+
+def _check_vocabulary_files(folder: pathlib.Path) -> None:
+  """Raises ValueError if there is no vocabulary: transformers may then make an empty one."""
+  for patterns in _VOCABULARY_FILES:
+    if all(any(folder.glob(pattern)) for pattern in patterns):
+      return
+  kinds = ", or ".join(" and ".join(patterns) for patterns in _VOCABULARY_FILES)
+  raise ValueError(f"{folder} holds no vocabulary; expected {kinds}")
 
 
 def _model_proto(path: str) -> Any:

@@ -368,6 +368,29 @@ def test_results_of_another_evaluation_are_not_a_stages(
   assert len(first.asked) == 15
 
 
+@pytest.mark.parametrize(
+  ("answers", "told"),
+  [
+    ([("de", "57.500"), ("de", "1.500"), ("bn", "57.500"), ("en", "1,500")], True),
+    ([("de", "57500"), ("de", "57.5"), ("bn", "57,500"), ("en", "57.500")], False),
+  ],
+)
+def test_gold_answers_in_another_style_than_the_english_are_told(
+  make, tmp_path, capsys, answers, told
+):
+  lines = [
+    json.dumps({"question": f"{n} Äpfel?", "language": language, "answer": answer})
+    for n, (language, answer) in enumerate(answers)
+  ]
+  (tmp_path / "test.jsonl").write_text("\n".join(lines), "utf-8")
+  changes = {"data.test": (f"json:{tmp_path / 'test.jsonl'}",), "data.columns.language": "language"}
+  make(lambda *_: "", **changes)
+  said = capsys.readouterr().err
+  assert ("test: 2 of 4 gold answers would be other numbers in the style of their" in said) == told
+  assert ("so that '57.500' of question '000001' (de) is 57.5\n" in said) == told
+  assert ("English style" in said) == told
+
+
 def test_other_gold_answers_are_other_results(make, tmp_path, monkeypatch, capsys):
   monkeypatch.setattr(setup.Run, "checkpoint_params", lambda *_: (PARAMS, 1))
   evaluator, _ = make(_numbered)

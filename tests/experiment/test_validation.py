@@ -368,13 +368,13 @@ def test_over_long_prompts_are_counted_and_left_out_never_cut(tmp_path, capsys):
   assert f"{len(lengths) - len(kept)} with a prompt of more than {limit} tokens left out" in said
 
 
-def test_a_tokenizer_larger_than_the_model_is_refused(tmp_path, monkeypatch):
+@pytest.mark.parametrize("rows", [100, 2 * 756 + 1])
+def test_a_tokenizer_of_another_size_than_the_model_is_refused(tmp_path, monkeypatch, rows):
   config = _config()
   tokenizer = setup.make_tokenizer(config, tmp_path)
-  small = setup.model_config(config, tokenizer)
-  monkeypatch.setattr(
-    setup.pretrained, "load_config", lambda path: dataclasses.replace(small, vocab_size=100)
-  )
+  other = dataclasses.replace(setup.model_config(config, tokenizer), vocab_size=rows)
+  monkeypatch.setattr(setup.pretrained, "load_config", lambda path: other)
   config.model.pretrained = "folder"
-  with pytest.raises(ValueError, match="has 756 ids, but the model folder has embeddings for 100"):
+  said = f"has 756 ids, but the model folder has embeddings for {rows}"
+  with pytest.raises(ValueError, match=said):
     setup.model_config(config, tokenizer)

@@ -50,6 +50,8 @@ def test_killed_stopped_and_damaged_it_ends_as_if_nothing_had_been(
   last = runs.read_lines(workdir / "metrics.jsonl")[-1]
   assert last["stage"] == "pam"
   assert steps_in(workdir / "checkpoints" / "pam")[-1] == last["step"]
+  saved = f"saved pam step {last['step']}; the same command goes on"
+  assert ended.stderr.splitlines()[-1] == saved
   # A byte of that checkpoint flips on the disk.
   newest = workdir / "checkpoints" / "pam" / str(last["step"])
   victim = max((newest / "params").rglob("*"), key=lambda path: path.stat().st_size)

@@ -10,6 +10,7 @@ import time
 
 import pytest
 
+from pasmr_jax.experiment.reliability import exits
 from pasmr_jax.experiment.reliability import stopping as module
 from pasmr_jax.experiment.reliability.stopping import EXIT_STOPPED, Stopping
 
@@ -166,3 +167,10 @@ def test_handlers_are_given_back():
   with Stopping():
     assert signal.getsignal(signal.SIGTERM) is not before[0]
   assert [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)] == before
+
+
+def test_stopped_is_an_exit_code_and_says_what_was_saved(tmp_path, capsys):
+  with pytest.raises(Stopped) as raised, exits.told(tmp_path):
+    raise Stopped("srl step 120")
+  assert raised.value.code == 75
+  assert capsys.readouterr().err == "saved srl step 120; the same command goes on\n"

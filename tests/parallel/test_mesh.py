@@ -346,3 +346,46 @@ def test_a_tpu_vm_asks_the_metadata_server_for_its_neighbours(
   monkeypatch.setenv("JAX_PLATFORMS", "tpu")
   meshes.initialize_distributed()
   assert len(calls) == joined
+
+
+@pytest.mark.parametrize(
+  ("named", "found", "accepted"),
+  [
+    ("cuda,cpu", "cpu", False),
+    ("gpu", "cpu", False),
+    ("tpu,cpu", "cpu", False),
+    ("tpu,cuda", "gpu", False),
+    ("cuda,cpu", "gpu", True),
+    ("rocm", "rocm", True),
+    ("tpu,cpu", "tpu", True),
+    ("cpu", "cpu", True),
+    ("cpu,cuda", "cpu", True),
+    ("", "cpu", True),
+    (None, "cpu", True),
+  ],
+)
+def test_an_accelerator_that_is_asked_for_is_there(monkeypatch, named, found, accepted):
+  class Config:
+    jax_platforms = named
+
+  monkeypatch.setattr(jax, "config", Config)
+  monkeypatch.setattr(jax, "default_backend", lambda: found)
+  monkeypatch.setattr(meshes, "_several_hosts", lambda environment: False)
+  if accepted:
+    meshes.initialize_distributed()
+  else:
+    with pytest.raises(ValueError, match=rf"JAX_PLATFORMS is '{named}', .* would take {found};"):
+      meshes.initialize_distributed()
+
+
+def test_without_any_device_the_accelerator_is_named_too(monkeypatch):
+  class Config:
+    jax_platforms = "cuda"
+
+  def nothing():
+    raise AssertionError
+
+  monkeypatch.setattr(jax, "config", Config)
+  monkeypatch.setattr(jax, "default_backend", nothing)
+  with pytest.raises(ValueError, match="JAX_PLATFORMS is 'cuda', but JAX found no cuda"):
+    meshes.check_platform()

@@ -450,7 +450,9 @@ def test_what_teaches_nothing_comes_after_rows_of_no_advantage(tokenizer, params
   stage, state, _ = _stage(
     tokenizer, params, questions=(SPANISH, GERMAN), script=script, srl__update_rows=4
   )
-  ([batch], _), _ = stage.batch(state, 0)
+  ([batch], _), seen = stage.batch(state, 0)
+  assert seen["trained_tokens"] == np.count_nonzero(batch.sequences.weights) > 0
+  assert seen["taught_tokens"] == 0
   asked = stage.question_prompt(GERMAN.text)
   rows = np.asarray(batch.sequences.tokens)[np.asarray(batch.sequences.weights).any(axis=1)]
   assert [row[: len(asked)].tolist() for row in rows] == [asked] * 4

@@ -5,7 +5,8 @@ import dataclasses
 import pytest
 
 from pasmr_jax.text.chat import with_chat
-from pasmr_jax.text.prompts import question_prompt
+from pasmr_jax.text.prompts import question_prompt, response, split_response
+from pasmr_jax.text.tokenizer import load_tokenizer
 from pasmr_jax.text.vocabularies import FastVocabulary
 
 TEMPLATE = (
@@ -13,6 +14,11 @@ TEMPLATE = (
   "<|eot|>{{ m.role }}\n{{ m.content | trim }}<|end|>\n"
   "{% endfor %}\n"
   "{% if add_generation_prompt %}<|eot|>assistant\n{% endif %}"
+)
+
+CHATML = (
+  "{% for m in messages %}<|begin|>{{ m.role }}\n{{ m.content }}<|eot|>\n{% endfor %}"
+  "{% if add_generation_prompt %}<|begin|>assistant\n{% endif %}"
 )
 
 
@@ -75,6 +81,38 @@ def test_thinking_is_off_unless_asked_for(templated):
   assert with_chat(templated(TEMPLATE), thinking=False).turn[0].endswith("user\n")
   with pytest.raises(ValueError, match=r"prompt\.thinking is True, but .* no such switch"):
     with_chat(templated(TEMPLATE), thinking=True)
+
+
+@pytest.mark.parametrize(
+  ("template", "end"),
+  [
+    (CHATML, "<|eot|>"),  # the base model's end of sequence is <|end|>
+    (CHATML.replace("<|eot|>", " <|eot|>"), "<|eot|>"),
+    (CHATML.replace("<|eot|>", "<|end|>"), None),  # which ends a response already
+    (CHATML.replace("<|eot|>", "\nUser: <|eot|>"), None),  # text comes first
+    (CHATML.replace("<|eot|>", ""), None),
+    ("{{ messages[0].content }}<|eot|>", None),  # shows no answer
+    ("{{ messages[0].content }}{% if messages[1] %}{{ raise_exception('one') }}{% endif %}", None),
+  ],
+)
+def test_what_the_template_writes_behind_an_answer_ends_a_response(paths, template, end):
+  plain = load_tokenizer(paths["bytes"], "<|reserved_0|>", "<|reserved_1|>")
+  plain.vocabulary.chat_template = template
+  tokenizer = with_chat(plain)
+  added = () if end is None else (tokenizer.controls[end],)
+  assert plain.stop_ids == (plain.eos_id,)
+  assert tokenizer.stop_ids == (plain.eos_id, *added)
+  learned = response(tokenizer, "7 apples?", "7")
+  assert learned == response(plain, "7 apples?", "7")  # and ends with end of sequence
+  for stop in tokenizer.stop_ids:
+    assert split_response(tokenizer, [*learned[:-1], stop], truncated=False).well_formed
+
+
+def test_the_end_of_a_turn_is_no_padding(paths):
+  padded = load_tokenizer(paths["bytes"], "<|reserved_0|>", "<|reserved_1|>", pad_token="<|eot|>")
+  padded.vocabulary.chat_template = CHATML
+  with pytest.raises(ValueError, match=r"ends an answer with '<\|eot\|>', which is the padding"):
+    with_chat(padded)
 
 
 def test_marks_of_what_the_model_says_write_nothing(templated):

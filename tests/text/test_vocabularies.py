@@ -110,3 +110,24 @@ def test_what_is_not_known_is_refused_by_name(paths, tmp_path):
   write(path, pathlib.Path(paths["bytes"]), "gpt-2", model="t5")
   with pytest.raises(ValueError, match=r"tokenizer\.ggml\.model is 't5', expected 'llama'"):
     read_vocabulary(str(path))
+
+
+@pytest.mark.parametrize("family", ["gemma3_text", "qwen2", "qwen3", "llama"])
+def test_a_folder_without_a_vocabulary_is_refused(paths, tmp_path, family):
+  """Of Gemma and Qwen, transformers would make an empty one."""
+  (tmp_path / "config.json").write_text(json.dumps({"model_type": family}))
+  (tmp_path / "vocab.json").write_text("{}")  # half of one
+  named = {"bos_token": "<bos>", "eos_token": "<eos>", "pad_token": "<pad>"}
+  (tmp_path / "tokenizer_config.json").write_text(json.dumps(named))
+  said = rf"{tmp_path} holds no vocabulary; expected tokenizer\.json, .*vocab\.json and merges"
+  with pytest.raises(ValueError, match=said):
+    read_vocabulary(str(tmp_path))
+
+
+def test_a_vocabulary_of_vocab_json_and_merges(paths, tmp_path):
+  """As older folders of Qwen have it."""
+  model = json.loads((pathlib.Path(paths["bytes"]) / "tokenizer.json").read_text())["model"]
+  (tmp_path / "vocab.json").write_text(json.dumps(model["vocab"]))
+  (tmp_path / "merges.txt").write_text("\n".join(" ".join(merge) for merge in model["merges"]))
+  (tmp_path / "config.json").write_text(json.dumps({"model_type": "qwen2"}))
+  assert read_vocabulary(str(tmp_path)).size >= len(model["vocab"])

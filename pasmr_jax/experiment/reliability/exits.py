@@ -17,7 +17,7 @@ import traceback
 from collections.abc import Iterator
 
 from pasmr_jax.experiment.reliability.guard import GuardError
-from pasmr_jax.experiment.reliability.stopping import EXIT_GUARD, EXIT_STORAGE
+from pasmr_jax.experiment.reliability.stopping import EXIT_GUARD, EXIT_STORAGE, Stopped
 from pasmr_jax.experiment.reliability.storage import StorageError, writing
 from pasmr_jax.parallel import processes
 
@@ -28,6 +28,10 @@ def told(folder: pathlib.Path) -> Iterator[None]:
   try:
     with writing(folder):
       yield
+  except Stopped as stopped:
+    if processes.process_index() == 0:
+      print(f"saved {stopped.saved}; the same command goes on", file=sys.stderr, flush=True)
+    raise
   except (StorageError, GuardError) as error:
     print(error, file=sys.stderr, flush=True)
     _leave(EXIT_STORAGE if isinstance(error, StorageError) else EXIT_GUARD)

@@ -1,9 +1,10 @@
 """What is asked after every step of a stage: is learning still learning?
 
 `StageGuard.after_update` counts updates that were skipped and stops after too many in a row, with
-what they were given on disk. `StageGuard.alarms` tells of a collapse, in the log and in the
-metrics, and says what the configuration wants done. `StageGuard.before_saving` keeps parameters
-that are not finite out of the checkpoints.
+what they were given on disk; and it tells of self-feedback that teaches nothing.
+`StageGuard.alarms` tells of a collapse, in the log and in the metrics, and says what the
+configuration wants done. `StageGuard.before_saving` keeps parameters that are not finite out of the
+checkpoints.
 """
 
 from collections.abc import Mapping
@@ -14,6 +15,7 @@ import jax.numpy as jnp
 
 from pasmr_jax.experiment.checkpoint import Progress
 from pasmr_jax.experiment.metrics import Metrics
+from pasmr_jax.experiment.reliability import untaught
 from pasmr_jax.experiment.reliability.collapse import CollapseWatch
 from pasmr_jax.experiment.reliability.inspection import save_for_inspection
 from pasmr_jax.experiment.setup import Run, Stage, say
@@ -35,7 +37,7 @@ class StageGuard:
   def after_update(
     self, step: int, state: TrainState, batch: Any, values: Mapping[str, Any]
   ) -> None:
-    """Counts a step whose update was skipped.
+    """Counts a step whose update was skipped, and one that taught nothing.
 
     Args:
       step: from 1.
@@ -46,6 +48,7 @@ class StageGuard:
     Raises:
       GuardError: it is one too many.
     """
+    self._tell_untaught(step, values)
     if values["skipped_updates"] == 0:
       self._progress.skipped_in_a_row = 0
       return
@@ -55,6 +58,18 @@ class StageGuard:
     say(f"{self._stage.name} step {step}: update skipped, {count} in a row ({told})")
     if 0 < limit <= count:
       self._give_up(step, state, batch, values, f"{count} updates in a row were skipped: {told}")
+
+  def _tell_untaught(self, step: int, values: Mapping[str, Any]) -> None:
+    """At the terminal and in the metrics: self-feedback teaches nothing, and why."""
+    if values.get(untaught.METRIC, 1) > 0:  # supervised stages have no such metric
+      self._progress.untaught_in_a_row = 0
+      return
+    self._progress.untaught_in_a_row += 1
+    steps = self._progress.untaught_in_a_row
+    if untaught.is_told(steps, self._config.untaught_steps):
+      name = untaught.cause(values)
+      self._metrics.write(self._stage.name, step, {f"untaught/{name}": steps})
+      say(f"NOTHING LEARNED {self._stage.name} step {step}: {untaught.sentence(name, steps)}")
 
   def before_saving(
     self, step: int, state: TrainState, batch: Any, values: Mapping[str, Any]

@@ -31,8 +31,10 @@ _NOTICE_PERIOD = 2.0  # seconds
 class Stopped(SystemExit):
   """The run stopped because it was asked to; everything is saved."""
 
-  def __init__(self):
+  def __init__(self, saved: str = "everything"):
+    """`saved` is what the person at the terminal is told of, such as 'srl step 120'."""
     super().__init__(EXIT_STOPPED)
+    self.saved = saved
 
 
 class Stopping:

@@ -13,6 +13,8 @@ import pathlib
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from pasmr_jax.experiment.reliability import untaught
+
 STAGES = ("base", "pam", "srl")
 MAX_NOTICES = 10  # of steps whose numbers are not finite
 Points = list[tuple[int, float]]  # (step, value), as written
@@ -115,7 +117,7 @@ def read_run(workdir: pathlib.Path, name: str) -> Run:
 
 
 def _alarms(stage: str, step: int, line: Mapping[str, Any]) -> Iterator[str]:
-  """The collapse alarms of a line, each in a sentence."""
+  """The collapse alarms of a line, and that it taught nothing, each in a sentence."""
   for metric, value in line.items():
     lost = _number(value)
     if metric.startswith("alarm/") and lost is not None:
@@ -124,6 +126,9 @@ def _alarms(stage: str, step: int, line: Mapping[str, Any]) -> Iterator[str]:
         f"ALARM: {stage} step {step}: agreement rose while {name} lost {100 * lost:.0f} % of its"
         " best (docs/operations.md)"
       )
+    if metric.startswith("untaught/") and lost is not None:
+      said = untaught.sentence(metric.removeprefix("untaught/"), round(lost))
+      yield f"{stage} step {step}: {said} (docs/operations.md)"
 
 
 def _json_lines(path: pathlib.Path, notices: list[str]) -> Iterator[dict[str, Any]]:

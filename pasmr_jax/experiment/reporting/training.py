@@ -224,6 +224,6 @@ def _at_the_end(metric: str, points: Points | None) -> str:
   # Evaluations, and what else is far apart: their mean would be of another model.
   span = points[-1][0] - points[0][0]
   sparse = len(points) < 2 or span / (len(points) - 1) > 10
-  alone = sparse or metric.startswith(("development/", "alarm/"))
+  alone = sparse or metric.startswith(("development/", "alarm/", "untaught/"))
   last = points[-1:] if alone else points[-LAST_STEPS:]
   return short(math.fsum(value for _, value in last) / len(last))
