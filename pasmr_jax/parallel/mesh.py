@@ -60,7 +60,7 @@ def check_platform() -> None:
 
   Where no NVIDIA GPU is visible JAX passes over `cuda` without a word, and takes the next.
   """
-  named = jax.config.jax_platforms or ""
+  named = getattr(jax.config, "jax_platforms", None) or ""
   first = named.partition(",")[0]
   if first not in _ACCELERATORS:
     return
