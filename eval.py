@@ -29,13 +29,14 @@ from pasmr_jax.experiment.report import write_report
 from pasmr_jax.experiment.scoring import SCORINGS
 from pasmr_jax.experiment.setup import make_run, named_stage
 from pasmr_jax.parallel.mesh import initialize_distributed
+from pasmr_jax.stages import STAGES
 
 CONFIG = config_flags.DEFINE_config_file("config", None, "Configuration file.", lock_config=True)
 WORKDIR = flags.DEFINE_string("workdir", None, "Work directory of the run.")
 STAGE = flags.DEFINE_enum(
   "stage",
   "last",
-  ["last", "pretrained", *validation.STAGES],
+  ["last", "pretrained", *STAGES],
   "Stage of the checkpoint; 'pretrained' evaluates model.pretrained as it is.",
 )
 STEP = flags.DEFINE_string("step", "last", "Step of the checkpoint: a number, 'last' or 'best'.")
@@ -68,8 +69,7 @@ def main(_):
   initialize_distributed()
   stage = STAGE.value
   if stage == "pretrained":
-    # Its parameters are those that a first stage would begin with.
-    stage, config.init_from = "pam", ""
+    stage = "pam"  # whose data and settings are checked
     if not config.model.pretrained:
       raise ValueError("--stage=pretrained: model.pretrained is ''; expected weights to evaluate")
   else:
@@ -82,7 +82,7 @@ def main(_):
   run = make_run(config, workdir, pools)
   with exits.told(workdir), jax.set_mesh(run.mesh):
     if STAGE.value == "pretrained":
-      params, checkpoint = run.start_params(stage), "pretrained"
+      params, checkpoint = run.pretrained_params(), "pretrained"
     else:
       params, step = run.checkpoint_params(stage, STEP.value)
       checkpoint = f"{stage}_{step}"

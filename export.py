@@ -20,7 +20,9 @@ from pasmr_jax import Config
 from pasmr_jax.experiment import validation
 from pasmr_jax.experiment.exporting import PRETRAINED, check_target, export, export_adapters
 from pasmr_jax.experiment.reliability import exits
-from pasmr_jax.experiment.setup import make_run, named_stage, say
+from pasmr_jax.experiment.setup import make_run, named_stage
+from pasmr_jax.parallel.processes import say
+from pasmr_jax.stages import STAGES
 
 CONFIG = config_flags.DEFINE_config_file("config", None, "Configuration file.", lock_config=True)
 WORKDIR = flags.DEFINE_string("workdir", None, "Work directory of the run.")
@@ -31,7 +33,7 @@ DTYPE = flags.DEFINE_enum(
 STAGE = flags.DEFINE_enum(
   "stage",
   "last",
-  ["last", PRETRAINED, *validation.STAGES],
+  ["last", PRETRAINED, *STAGES],
   "Stage of the checkpoint; 'pretrained' exports model.pretrained as it is.",
 )
 MERGE_LORA = flags.DEFINE_bool(

@@ -25,9 +25,10 @@ from pasmr_jax.experiment.reliability.lock import only_one
 from pasmr_jax.experiment.reliability.stopping import Stopped, Stopping
 from pasmr_jax.experiment.reliability.watchdog import Watchdog
 from pasmr_jax.experiment.report import write_report
-from pasmr_jax.experiment.setup import Run, keep_compiled, make_run, say
+from pasmr_jax.experiment.setup import Run, keep_compiled, make_run
 from pasmr_jax.learning.update import TrainState
 from pasmr_jax.parallel.mesh import initialize_distributed
+from pasmr_jax.parallel.processes import say
 
 CONFIG = config_flags.DEFINE_config_file("config", None, "Configuration file.", lock_config=True)
 WORKDIR = flags.DEFINE_string("workdir", None, "Where everything is written.")

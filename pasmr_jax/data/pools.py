@@ -35,23 +35,22 @@ from pasmr_jax import Config
 from pasmr_jax.data import sets, synthetic
 from pasmr_jax.data.questions import FORMATS, Question, language_in_name, read_questions
 
-NAMES = ("pivot", "translation", "target", "triplets", "srl", "development", "test")
 # What supervised pools teach from, besides the question.
-_TAUGHT = {
+TAUGHT = {
   "pivot": ("solution",),
   "translation": ("pivot_text",),
   "target": ("solution",),
   "triplets": ("pivot_text", "solution"),
 }
-_SOLVED = ("pivot", "target", "triplets")
-_TRANSLATED = ("translation", "triplets", "development", "test")
-_SPLITS = {"development": "development", "test": "test"}
+_EVALUATED = ("development", "test")
+NAMES = (*TAUGHT, "srl", *_EVALUATED)
+_SOLVED = tuple(name for name, fields in TAUGHT.items() if "solution" in fields)
+_TRANSLATED = (*(name for name, fields in TAUGHT.items() if "pivot_text" in fields), *_EVALUATED)
 _SOURCE = re.compile(r"(?P<format>\w+):(?P<location>.*?)(?:\[(?P<start>\d*):(?P<stop>\d*)\])?")
 _MARKED = re.compile(r"####[^\S\n]*[^\s#][^\n]*\s*$")  # "#### 7" at the end
 _SET = re.compile(r"(?P<name>\w+)(?:\[(?P<start>\d*):(?P<stop>\d*)\])?")
 _ENGLISH = ("synthetic", "msvamp")  # formats whose references are
 _NAMED = ("mgsm", "msvamp")  # formats of files that name their language
-_FIELDS = ("id", "language", "text", "pivot_text", "solution", "answer")
 
 
 def read_pool(
@@ -76,7 +75,7 @@ def read_pool(
     FileNotFoundError: a file that is not there.
   """
   languages = pool_languages(name, config)
-  answers = name in _SPLITS or (name == "srl" and config.feedback.source == "gold")
+  answers = name in _EVALUATED or (name == "srl" and config.feedback.source == "gold")
   questions = []
   for source in config.data[name]:
     key = f"data.{name}: source {source!r}"
@@ -90,7 +89,7 @@ def read_pool(
         f" {', '.join(('synthetic', *FORMATS))}, or one of the sets {', '.join(sets.SETS)}"
       )
     foreign = match["format"] in _ENGLISH and config.pivot != "en"
-    if foreign and "pivot_text" in _TAUGHT.get(name, ()):
+    if foreign and "pivot_text" in TAUGHT.get(name, ()):
       raise ValueError(f"{key}: its references are English; expected pivot 'en' or another source")
     if match["format"] == "synthetic":
       pieces = [_synthetic(name, match["location"], language, config) for language in languages]
@@ -102,7 +101,7 @@ def read_pool(
     if foreign:
       taken = [dataclasses.replace(question, pivot_text=None) for question in taken]
     questions += taken
-  if name in _SPLITS:
+  if name in _EVALUATED:
     _check_ids(name, questions)
     _check_targets(name, questions, config)
   check_taught(name, questions)
@@ -156,7 +155,7 @@ def _check_targets(name: str, questions: Sequence[Question], config: Config) -> 
 def check_taught(name: str, questions: Iterable[Question]) -> None:
   """Raises ValueError naming a question that lacks what its pool teaches."""
   for question in questions:
-    for field in _TAUGHT.get(name, ()):
+    for field in TAUGHT.get(name, ()):
       if getattr(question, field) is None:
         raise ValueError(
           f"data.{name}: question {question.id!r} ({question.language}) has no {field}"
@@ -183,7 +182,7 @@ def _read_set(
   say: Callable[[str], None],
 ) -> list[Question]:
   match = _SET.fullmatch(source)
-  if match is None or name not in _SPLITS:
+  if match is None or name not in _EVALUATED:
     raise ValueError(f"{key}: an evaluation set is for data.development and data.test only")
 
   def told(text: str) -> None:
@@ -200,7 +199,7 @@ def pool_languages(name: str, config: Config) -> tuple[str, ...]:
   """Languages a pool may hold."""
   if name == "pivot":
     return (config.pivot,)
-  if name in _SPLITS:
+  if name in _EVALUATED:
     return (config.pivot, *config.languages)
   return tuple(config.languages)
 
@@ -209,8 +208,8 @@ def _synthetic(name: str, location: str, language: str, config: Config) -> list[
   if not location.isdecimal():
     raise ValueError(f"data.{name}: found synthetic:{location}, expected a number of problems")
   # Languages have problems of their own, so that more is seen; test sets are parallel.
-  stream = name if name in _SPLITS else f"{name}/{language}"
-  split = _SPLITS.get(name, "train")
+  stream = name if name in _EVALUATED else f"{name}/{language}"
+  split = name if name in _EVALUATED else "train"
   problems = synthetic.problems(split, config.data.seed, stream, int(location))
   solved = name in _SOLVED
   return synthetic.questions(problems, language, prefix=name, with_solution=solved)
@@ -228,7 +227,7 @@ def _read(
 ) -> list[list[Question]]:
   columns = None
   if format in ("json", "huggingface"):
-    columns = {field: config.data.columns[field] for field in _FIELDS if config.data.columns[field]}
+    columns = {field: column for field, column in config.data.columns.items() if column}
     if not answers:
       columns.pop("answer", None)
     if name not in _TRANSLATED and not references:
@@ -279,6 +278,6 @@ def _read(
     )
     for language in languages
   }
-  if name in _SPLITS and format == "mgsm":
+  if name in _EVALUATED and format == "mgsm":
     pieces = sets.with_references(pieces, config.pivot)
   return list(pieces.values())

@@ -20,9 +20,7 @@ import os
 from collections.abc import Callable, Mapping, Sequence
 
 from pasmr_jax.data.questions import Question, read_questions
-from pasmr_jax.text.languages import LANGUAGES
-
-_MGSM_LANGUAGES = ("bn", "de", "en", "es", "fr", "ja", "ru", "sw", "te", "th", "zh")
+from pasmr_jax.text.languages import LANGUAGES, MGSM_CODES
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -40,7 +38,6 @@ class EvaluationSet:
   columns: Mapping[str, str]  # of the hub's data set, and of json files
   number: str  # a question's id by its place: "mgsm-{place:03d}"
   first: int = 1  # place of the first question
-  parallel: bool = True  # a place is the same question in every language
   latex: bool = False  # golds are LaTeX, which is read as if boxed
 
   def names(self, languages: Sequence[str]) -> dict[str, str]:
@@ -78,7 +75,7 @@ SETS: Mapping[str, EvaluationSet] = {
     paper="2210.03057",
     home="https://github.com/google-research/url-nlp",
     folder="mgsm",
-    languages=_same(*_MGSM_LANGUAGES),
+    languages=_same(*MGSM_CODES),
     files=("mgsm", "mgsm_{name}.tsv"),
     hub="juletxara/mgsm",
     columns=_MGSM_COLUMNS,
@@ -88,7 +85,7 @@ SETS: Mapping[str, EvaluationSet] = {
     paper="2511.05162",
     home="https://github.com/google-research-datasets/MGSM-Rev2",
     folder="mgsm_rev2",
-    languages=_same(*_MGSM_LANGUAGES),
+    languages=_same(*MGSM_CODES),
     files=("mgsm", "mgsm_{name}.tsv"),
     hub="lightonai/mgsm-rev2",  # a copy: the authors publish on GitHub only
     columns=_MGSM_COLUMNS,
@@ -98,9 +95,7 @@ SETS: Mapping[str, EvaluationSet] = {
     paper="2310.20246",
     home="https://github.com/microsoft/MathOctopus",
     folder="msvamp",
-    languages={
-      code: LANGUAGES[code].name for code in _MGSM_LANGUAGES if code != "te"
-    },  # bn -> Bengali
+    languages={code: LANGUAGES[code].name for code in MGSM_CODES if code != "te"},  # bn -> Bengali
     files=("msvamp", "test_{name}.json"),
     hub="Mathoctopus/MSVAMP",
     subset="{code}",
@@ -111,7 +106,7 @@ SETS: Mapping[str, EvaluationSet] = {
     paper="2210.03057",  # MGSM's questions in more languages
     home="https://huggingface.co/datasets/CohereLabs/global-mgsm",
     folder="global_mgsm",
-    languages=_same(*_MGSM_LANGUAGES, "am", "ar", "ha", "ko", "vi", "yo", "zu"),
+    languages=_same(*MGSM_CODES, "am", "ar", "ha", "ko", "vi", "yo", "zu"),
     hub="CohereLabs/global-mgsm",
     columns={"text": "question", "answer": "answer"},
     number="mgsm-{place:03d}",
@@ -209,7 +204,7 @@ def read_set(
     if folder:
       raise
     raise ValueError(f"{error}; {looked}, from which {name} would be read instead") from error
-  return with_references(read, pivot) if kind.parallel else read
+  return with_references(read, pivot)
 
 
 def with_references(

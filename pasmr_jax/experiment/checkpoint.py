@@ -13,7 +13,6 @@ all. What a crash left half-written goes when the stage is opened again.
 
 import dataclasses
 import pathlib
-import sys
 from typing import Any
 
 import jax
@@ -28,7 +27,7 @@ from pasmr_jax.experiment.reliability.storage import StorageError, writing
 from pasmr_jax.learning.update import TrainState
 from pasmr_jax.models.config import COMPUTED, TransformerConfig
 from pasmr_jax.models.lora import LoraSettings
-from pasmr_jax.parallel import processes
+from pasmr_jax.parallel.processes import say
 
 _READ = ("params", "record")  # what others than the stage itself read of its checkpoints
 
@@ -138,8 +137,8 @@ class Checkpoints:
     for step in reversed(steps):
       problems = recovery.damage(self.directory / str(step), _READ)
       if not problems:
-        if told and processes.process_index() == 0:
-          print(f"{'; '.join(told)}; using step {step}", file=sys.stderr, flush=True)
+        if told:
+          say(f"{'; '.join(told)}; using step {step}")
         return step
       told.append(f"checkpoint {self.directory / str(step)} is damaged ({'; '.join(problems)})")
     raise recovery.DamagedCheckpointError(f"{'; '.join(told)}; expected one that can be used")
@@ -327,10 +326,3 @@ def _rest(state: TrainState) -> dict[str, Any]:
 
 def _abstract(tree: Any) -> Any:
   return jax.tree.map(ocp.utils.to_shape_dtype_struct, tree)
-
-
-def abstract_params(shapes: Any, shardings: Any) -> Any:
-  """Shapes and dtypes of parameters with where they shall live, for `restore_params`."""
-  return jax.tree.map(
-    lambda x, sharding: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), shapes, shardings
-  )

@@ -40,7 +40,7 @@ from pasmr_jax.experiment.measures import (
   summarize,
 )
 from pasmr_jax.experiment.reliability.identity import tokenizer_checksum
-from pasmr_jax.experiment.setup import Run, Stage, base_model, say
+from pasmr_jax.experiment.setup import Run, Stage, base_model
 from pasmr_jax.feedback import language_id
 from pasmr_jax.learning.update import TrainState
 from pasmr_jax.models.lora import merged
@@ -95,7 +95,7 @@ def _tell_styles(pool: str, questions: Sequence[Question]) -> None:
   found = [question for question in questions if reads_otherwise(question)]
   if found:
     first = found[0]
-    say(
+    processes.say(
       f"{pool}: {len(found)} of {len(questions)} gold answers would be other numbers in the style"
       f" of their language; all are read in English style (1,234.5), so that {first.answer!r} of"
       f" question {first.id!r} ({first.language}) is {gold_answer(first).published}"
@@ -145,7 +145,9 @@ class Evaluator:
     questions = [question for group in taken.values() for question in group]
     formulas = [q for q in questions if has_unreadable_formula(q)]
     if formulas:
-      say(f"{pool}: {len(formulas)} questions left out, whose gold formula has no exact value")
+      processes.say(
+        f"{pool}: {len(formulas)} questions left out, whose gold formula has no exact value"
+      )
       questions = [question for question in questions if question not in formulas]
     for question in questions:
       gold_answer(question)
@@ -207,7 +209,7 @@ class Evaluator:
     """Evaluates the stage's last checkpoint on the test pool, unless that was done before."""
     differing = self._standing(stage, self._made_of(self._fingerprint()))
     if differing:
-      say(f"{stage}: asked again (other {differing})")
+      processes.say(f"{stage}: asked again (other {differing})")
     if differing == "":
       # It may have been killed between writing the results and removing these.
       self._remove_partials(stage)
@@ -409,7 +411,7 @@ class Evaluator:
       return {}
     found, refused = partial.read()
     if refused:
-      say(f"{refused}: starting anew")
+      processes.say(f"{refused}: starting anew")
     # Process 0 alone has read; the others need to know what is left to ask.
     lines = processes.gather_text("\n".join(map(to_line, found)))[0].split("\n")
     known = {r.key: r for line in lines if line for r in [to_response(json.loads(line))]}
@@ -421,7 +423,7 @@ class Evaluator:
     kept = [response for responses in done.values() for response in responses]
     partial.start(kept)
     if kept:
-      say(f"going on after {len(kept)} answers that an interrupted evaluation left")
+      processes.say(f"going on after {len(kept)} answers that an interrupted evaluation left")
     return done
 
   def _ask(
@@ -476,7 +478,7 @@ def _identifiable(codes: Sequence[str]) -> tuple[str, ...] | None:
   try:
     language_id.identify([""], languages)
   except ValueError as error:
-    say(f"languages of answers are not judged: {error}")
+    processes.say(f"languages of answers are not judged: {error}")
     return None
   return languages
 

@@ -8,7 +8,6 @@ TensorBoard's file is then written anew from what is kept.
 
 import json
 import pathlib
-import sys
 import time
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -28,7 +27,7 @@ from rich.progress import (
 from pasmr_jax import Config
 from pasmr_jax.experiment.reliability.storage import append, json_line, sync, write_whole
 from pasmr_jax.experiment.reliability.tensorboard import TensorBoard
-from pasmr_jax.parallel.processes import process_index
+from pasmr_jax.parallel.processes import process_index, say
 
 # What a rerun of the same step may measure differently; everything else is exact.
 MEASURED = ("time/", "time_share/", "throughput/", "memory/")
@@ -108,7 +107,7 @@ class Metrics:
       except (ValueError, TypeError, KeyError):
         torn = number == len(lines) and not line.endswith(b"\n")
         if not torn:  # what a crash cuts off is written again and needs no word
-          print(f"{path}:{number}: no line of metrics; left out", file=sys.stderr, flush=True)
+          say(f"{path}:{number}: no line of metrics; left out")
     if found and not found[-1][2].endswith(b"\n"):
       found.pop()  # cut off exactly at its end
     return found

@@ -9,15 +9,13 @@ the weights that the first of them begins with. An `origin` names those weights 
 as 'checkpoint:FOLDER', 'pretrained:NAME' or 'seed:NUMBER', and they are read from there again.
 """
 
-import contextlib
 import dataclasses
 import functools
 import math
 import os
 import pathlib
-import sys
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -29,7 +27,7 @@ from pasmr_jax.data import synthetic
 from pasmr_jax.data.batches import fit_examples, question_iterator, supervised_iterator
 from pasmr_jax.data.pools import NAMES, read_pool, unmarked
 from pasmr_jax.data.questions import Question
-from pasmr_jax.experiment.checkpoint import Checkpoints, Progress, abstract_params
+from pasmr_jax.experiment.checkpoint import Checkpoints, Progress
 from pasmr_jax.experiment.measures import gold_answer
 from pasmr_jax.experiment.reliability.checksums import checkpoint_checksum
 from pasmr_jax.experiment.reliability.identity import flatten, published, tokenizer_checksum
@@ -41,10 +39,17 @@ from pasmr_jax.models import lora, pretrained
 from pasmr_jax.models.config import COMPUTED, TransformerConfig
 from pasmr_jax.models.transformer import as_computed, init_params, output_table, param_shapes
 from pasmr_jax.parallel import rules
-from pasmr_jax.parallel.mesh import adapter_shardings, make_mesh, param_shardings, replicated
-from pasmr_jax.parallel.processes import process_count, process_index
+from pasmr_jax.parallel.mesh import (
+  abstract,
+  adapter_shardings,
+  make_mesh,
+  param_shardings,
+  replicated,
+)
+from pasmr_jax.parallel.processes import process_count, process_index, say
 from pasmr_jax.rollout.engine import Engine
 from pasmr_jax.rollout.requests import stable_id
+from pasmr_jax.stages import STAGES
 from pasmr_jax.stages.self_feedback import SelfFeedbackStage
 from pasmr_jax.stages.supervised import SupervisedStage, examples
 from pasmr_jax.text import prompts
@@ -52,12 +57,6 @@ from pasmr_jax.text.chat import with_chat
 from pasmr_jax.text.tokenizer import Tokenizer, load_tokenizer
 
 Stage = SupervisedStage | SelfFeedbackStage
-
-
-def say(text: str) -> None:
-  """One line for the person at the terminal, from one process."""
-  if process_index() == 0:
-    print(text, file=sys.stderr, flush=True)
 
 
 @dataclasses.dataclass
@@ -161,9 +160,7 @@ class Run:
 
   def _abstract_adapters(self, settings: lora.LoraSettings) -> Any:
     shapes = lora.adapter_shapes(param_shapes(self.model), settings)
-    return abstract_params(
-      shapes, adapter_shardings(self.model, self.mesh, rules.TRAINING, settings)
-    )
+    return abstract(shapes, adapter_shardings(self.model, self.mesh, rules.TRAINING, settings))
 
   def has_adapters(self, stage: str) -> bool:
     """Whether a stage trains adapters; the built-in corpus' base model is made whole."""
@@ -273,16 +270,11 @@ class Run:
       " in the run that init_from names"
     )
 
-  @contextlib.contextmanager
-  def _reading(self, workdir: pathlib.Path, stage: str) -> Iterator[Checkpoints]:
-    checkpoints = Checkpoints(workdir, stage, self.config.checkpoint, read_only=True)
-    try:
-      yield checkpoints
-    finally:
-      checkpoints.close()
+  def _reading(self, workdir: pathlib.Path, stage: str) -> Checkpoints:
+    return Checkpoints(workdir, stage, self.config.checkpoint, read_only=True)
 
   def abstract_params(self) -> Any:
-    return abstract_params(param_shapes(self.model), self.shardings)
+    return abstract(param_shapes(self.model), self.shardings)
 
   # Stages.
 
@@ -507,7 +499,7 @@ def last_stage(workdir: pathlib.Path) -> str:
 
 
 def stages_with_checkpoints(workdir: pathlib.Path) -> list[str]:
-  return [stage for stage in ("base", "pam", "srl") if steps_in(workdir / "checkpoints" / stage)]
+  return [stage for stage in STAGES if steps_in(workdir / "checkpoints" / stage)]
 
 
 def named_stage(workdir: pathlib.Path, name: str) -> str:

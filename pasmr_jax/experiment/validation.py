@@ -26,12 +26,12 @@ from pasmr_jax.models.config import ATTENTIONS
 from pasmr_jax.models.lora import TARGETS
 from pasmr_jax.parallel.processes import process_count
 from pasmr_jax.rollout.sampling import MAX_STOP_IDS
+from pasmr_jax.stages import STAGES
 from pasmr_jax.text.chat import STYLES
 from pasmr_jax.text.exemplars import MAX_EXEMPLARS
 from pasmr_jax.text.languages import LANGUAGES
 from pasmr_jax.text.tokenizer import DELIMITERS
 
-STAGES = ("base", "pam", "srl")
 _TEACHERS = ("policy", "reference", "ema")
 _METRICS = tuple(
   f"development/{way}{name}"
@@ -199,9 +199,9 @@ def _training(config: Config) -> Iterator[str]:
       f"srl.questions is {config.srl.questions}; expected at least {fewest}, two a process, with"
       " feedback.source=shuffled: votes are those of the next question"
     )
-  for name in ("development", "test", "triplets", "pivot"):
+  for name in ("development", "test"):
     shared = set(config.data[name]) & set(config.data.srl)
-    if name in ("development", "test") and any(not s.startswith("synthetic:") for s in shared):
+    if any(not source.startswith("synthetic:") for source in shared):
       yield f"data.srl and data.{name} share {sorted(shared)}; expected disjoint sources"
   for stage in STAGES:
     patience = config[stage].patience
@@ -249,8 +249,9 @@ def _choices(config: Config) -> Iterator[str]:
     choices[f"{stage}.optimizer.schedule"] = optim.SCHEDULES
     choices[f"{stage}.optimizer.decayed"] = optim.DECAYED
     choices[f"{stage}.optimizer.moment_dtype"] = optim.MOMENT_DTYPES
+  flat = flatten(config)
   for key, allowed in choices.items():
-    value = _get(config, key)
+    value = flat[key]
     if value not in allowed:
       yield f"{key} is {value!r}; expected one of {', '.join(allowed)}"
 
@@ -342,10 +343,3 @@ def _divides(name: str, rows: int, key: str, microbatches: int, devices: int) ->
       f"{name} is {rows}; expected a multiple of {key} * devices that share rows"
       f" = {microbatches} * {devices}: set {helps}"
     )
-
-
-def _get(config: Config, key: str):
-  value = config
-  for part in key.split("."):
-    value = value[part]
-  return value

@@ -33,7 +33,7 @@ from pasmr_jax.learning.optim import map_moments
 from pasmr_jax.models.config import TransformerConfig
 from pasmr_jax.models.lora import Adapted, Frozen
 from pasmr_jax.parallel import rules
-from pasmr_jax.parallel.mesh import adapter_shardings, param_shardings
+from pasmr_jax.parallel.mesh import abstract, adapter_shardings, param_shardings
 
 
 class TrainState(flax.struct.PyTreeNode):
@@ -282,14 +282,10 @@ class Learner:
       settings = state.frozen.settings
       shardings = adapter_shardings(self.config, mesh, rules.TRAINING, settings)
     hold = jax.lax.with_sharding_constraint
-    placed = jax.tree.map(
-      lambda param, sharding: jax.ShapeDtypeStruct(param.shape, param.dtype, sharding=sharding),
-      state.params,
-      shardings,
-    )
+    placed = self.opt_shardings(abstract(state.params, shardings))
     return state.replace(
       params=hold(state.params, shardings),
-      opt_state=hold(state.opt_state, self.opt_shardings(placed)),
+      opt_state=hold(state.opt_state, placed),
       average=None if state.average is None else hold(state.average, shardings),
     )
 

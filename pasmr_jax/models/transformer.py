@@ -228,11 +228,13 @@ def init_params(config: TransformerConfig, key: Array) -> Any:
   return nn.meta.unbox(_boxed_params(config, key))
 
 
+@functools.lru_cache(maxsize=8)  # tracing a model of many layers takes seconds
 def param_shapes(config: TransformerConfig) -> Any:
   """The parameter tree with a jax.ShapeDtypeStruct for each leaf, nothing allocated."""
   return jax.eval_shape(lambda: init_params(config, jax.random.key(0)))
 
 
+@functools.lru_cache(maxsize=8)
 def logical_axes(config: TransformerConfig) -> Any:
   """The parameter tree with a PartitionSpec of logical axis names for each leaf, nothing allocated.
 

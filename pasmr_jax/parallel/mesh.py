@@ -7,7 +7,6 @@ group hold the same rows, so they are always of one process. Slices of a TPU tha
 data-centre network joins are replicas: what crosses it are sums of gradients.
 """
 
-import functools
 import http.client
 import math
 import os
@@ -249,13 +248,7 @@ def replication_notes(config: TransformerConfig, mesh: Mesh, rules: Rules) -> tu
 
 
 def _param_specs(config, mesh, rules):
-  axes, shapes = _axes_and_shapes(config)
-  return partition_specs(axes, shapes, mesh.shape, rules)
-
-
-@functools.lru_cache(maxsize=8)  # tracing a model of many layers takes seconds
-def _axes_and_shapes(config):
-  return logical_axes(config), param_shapes(config)
+  return partition_specs(logical_axes(config), param_shapes(config), mesh.shape, rules)
 
 
 def row_axes(mesh: Mesh) -> tuple[str, ...]:
@@ -276,6 +269,13 @@ def batch_sharding(mesh: Mesh) -> NamedSharding:
 def replicated(mesh: Mesh) -> NamedSharding:
   """Everything on every device."""
   return NamedSharding(mesh, PartitionSpec())
+
+
+def abstract(shapes: Any, shardings: Any) -> Any:
+  """Shapes and dtypes of arrays, and where they shall live: a tree of jax.ShapeDtypeStruct."""
+  return jax.tree.map(
+    lambda x, sharding: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), shapes, shardings
+  )
 
 
 def shard_batch(tree: Any, mesh: Mesh) -> Any:

@@ -1,5 +1,6 @@
 """What the processes of a run tell each other; with one process everything stays where it is."""
 
+import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -14,6 +15,12 @@ def process_index() -> int:
 
 def process_count() -> int:
   return jax.process_count()
+
+
+def say(text: str) -> None:
+  """One line for the person at the terminal, from one process."""
+  if process_index() == 0:
+    print(text, file=sys.stderr, flush=True)
 
 
 def global_max(value: int) -> int:

@@ -1,0 +1,1 @@
+STAGES = ("base", "pam", "srl")  # in the order in which they train

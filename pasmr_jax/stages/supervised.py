@@ -22,8 +22,6 @@ from pasmr_jax.parallel.mesh import shard_batch
 from pasmr_jax.text import prompts
 from pasmr_jax.text.tokenizer import Tokenizer
 
-KINDS = ("pivot", "translation", "target", "triplets")
-
 
 def examples(
   kind: str, questions: Sequence[Question], tokenizer: Tokenizer, prompt: Config

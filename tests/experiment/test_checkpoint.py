@@ -8,11 +8,11 @@ import optax
 import pytest
 
 from configs import base as base_config
-from pasmr_jax.experiment.checkpoint import Checkpoints, Progress, abstract_params
+from pasmr_jax.experiment.checkpoint import Checkpoints, Progress
 from pasmr_jax.learning.update import Learner
 from pasmr_jax.models.transformer import init_params
 from pasmr_jax.parallel import rules
-from pasmr_jax.parallel.mesh import make_mesh, param_shardings
+from pasmr_jax.parallel.mesh import abstract, make_mesh, param_shardings
 from tests.small_model import MODEL
 
 DATA = {"batches": {"position": 7, "waiting": [1, 2]}}
@@ -58,7 +58,7 @@ def test_parameters_alone_to_another_layout(state, tmp_path):
   checkpoints.save(_at(state, 5), DATA, Progress(), MODEL, None)
   checkpoints.wait()
   shardings = param_shardings(MODEL, make_mesh(8, 1), rules.TRAINING)
-  params = checkpoints.restore_params(abstract_params(state.params, shardings), MODEL, 5)
+  params = checkpoints.restore_params(abstract(state.params, shardings), MODEL, 5)
   for a, b in zip(jax.tree.leaves(params), jax.tree.leaves(state.params), strict=True):
     np.testing.assert_array_equal(a, b)
   assert params["embedding"].sharding.mesh.shape["fsdp"] == 8
@@ -73,7 +73,7 @@ def test_a_whole_state_to_more_devices_and_another_mesh(state, tmp_path):
     params = jax.jit(lambda: init_params(MODEL, jax.random.key(4)), out_shardings=shardings)()
     learner = Learner(MODEL, optax.adamw(1e-3), valid_vocab=32)
     other = learner.init(params, average=True)
-    shapes = learner.abstract(abstract_params(params, shardings), average=True)
+    shapes = learner.abstract(abstract(params, shardings), average=True)
     for wanted in (other, shapes):
       restored, data, _ = _open(tmp_path).restore(wanted, MODEL)
       assert data == DATA

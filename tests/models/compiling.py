@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from pasmr_jax.experiment.planning.worker import topology_devices
 from pasmr_jax.models.config import TransformerConfig
 from pasmr_jax.models.transformer import Transformer, param_shapes
-from pasmr_jax.parallel.mesh import batch_sharding, make_mesh, param_shardings
+from pasmr_jax.parallel.mesh import abstract, batch_sharding, make_mesh, param_shardings
 from pasmr_jax.parallel.rules import TRAINING
 
 ROWS, LENGTH = 4, 512
@@ -40,11 +40,7 @@ def gradient(params, tokens):
 
 def main() -> None:
   mesh = make_mesh(2, 2, topology_devices("v5e:2x2"))
-  params = jax.tree.map(
-    lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
-    param_shapes(CONFIG),
-    param_shardings(CONFIG, mesh, TRAINING),
-  )
+  params = abstract(param_shapes(CONFIG), param_shardings(CONFIG, mesh, TRAINING))
   tokens = jax.ShapeDtypeStruct((ROWS, LENGTH), jnp.int32, sharding=batch_sharding(mesh))
   with jax.set_mesh(mesh):
     lowered = jax.jit(gradient).lower(params, tokens)

@@ -17,7 +17,6 @@ import numpy as np
 
 from pasmr_jax import Config
 from pasmr_jax.experiment import setup
-from pasmr_jax.experiment.checkpoint import abstract_params
 from pasmr_jax.experiment.planning.compiling import Program, device_bytes
 from pasmr_jax.experiment.planning.workload import Workload
 from pasmr_jax.learning import losses
@@ -32,8 +31,6 @@ from pasmr_jax.rollout import slots
 from pasmr_jax.rollout.engine import Engine
 from pasmr_jax.rollout.sampling import make_sampling
 from pasmr_jax.stages import packing
-
-_shapes = functools.lru_cache(maxsize=8)(param_shapes)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,14 +53,7 @@ class Planner:
     return self._as_computed(self._params(self.engine.decoding, rules.DECODING))
 
   def _params(self, model: TransformerConfig, table: rules.Rules) -> Any:
-    shardings, dtype = meshes.param_shardings(model, self.mesh, table), model.param_dtype
-    return jax.tree.map(
-      lambda shape, sharding: jax.ShapeDtypeStruct(
-        shape.shape, jnp.dtype(dtype), sharding=sharding
-      ),
-      _shapes(model),
-      shardings,
-    )
+    return meshes.abstract(param_shapes(model), meshes.param_shardings(model, self.mesh, table))
 
   @functools.cached_property
   def adapters(self) -> Any | None:
@@ -71,9 +61,9 @@ class Planner:
     if not self.config.lora.rank:
       return None
     settings = setup.lora_settings(self.config)
-    shapes = lora.adapter_shapes(_shapes(self.model), settings)
+    shapes = lora.adapter_shapes(param_shapes(self.model), settings)
     shardings = meshes.adapter_shardings(self.model, self.mesh, rules.TRAINING, settings)
-    return abstract_params(shapes, shardings)
+    return meshes.abstract(shapes, shardings)
 
   @functools.cached_property
   def reference(self) -> Any:
@@ -84,7 +74,7 @@ class Planner:
 
   def _as_computed(self, params: Any) -> Any:
     shapes = jax.eval_shape(lambda params: as_computed(params, self.model), params)
-    return abstract_params(shapes, jax.tree.map(lambda leaf: leaf.sharding, params))
+    return meshes.abstract(shapes, jax.tree.map(lambda leaf: leaf.sharding, params))
 
   @functools.cached_property
   def copied(self) -> list[Any]:
@@ -166,7 +156,7 @@ class Planner:
       branches=True,
       arguments=(learner, state, batch, rehearsal, settings, np.float32(srl.rehearsal_weight)),
       parts=self._parts(state),
-      resident=self._reference(decoded=True),
+      resident=self._reference(),
       working=self._working(state, shape, pieces),
       **scored,
       calls=inner,
@@ -235,8 +225,7 @@ class Planner:
       function=jax.jit(lay_out, out_shardings=self.engine.shardings),
       arguments=(state.whole(),),
       parts={"parameters": state.whole(), "parameters laid out": self.decoded_params},
-      resident={"moments": state.opt_state, "moving average": state.average}
-      | self._reference(decoded=True),
+      resident={"moments": state.opt_state, "moving average": state.average} | self._reference(),
       calls=2 if self.config.feedback.teacher == "ema" else 1,
     )
 
@@ -297,7 +286,7 @@ class Planner:
     """What is on the devices while responses and solutions are sampled."""
     state = self._state("srl")
     beside = {"policy": self.copied, "moments": state.opt_state, "moving average": state.average}
-    return beside | {"adapters": self.adapters} | self._reference(decoded=True)
+    return beside | {"adapters": self.adapters} | self._reference()
 
   def _slots(self) -> slots.Slots:
     rollout, model = self.config.rollout, self.engine.decoding
@@ -328,11 +317,8 @@ class Planner:
     if self.adapters is not None and stage != "base":
       trained = self.adapters
       frozen = lora.Frozen(self.params, setup.lora_settings(self.config), origin="")
-    moments = jax.tree.map(
-      lambda shape, sharding: jax.ShapeDtypeStruct(shape.shape, shape.dtype, sharding=sharding),
-      jax.eval_shape(learner.optimizer.init, trained),
-      learner.opt_shardings(trained),
-    )
+    shapes = jax.eval_shape(learner.optimizer.init, trained)
+    moments = meshes.abstract(shapes, learner.opt_shardings(trained))
     step: Any = jax.ShapeDtypeStruct((), jnp.int32, sharding=meshes.replicated(self.mesh))
     averaged = None
     if stage == "srl" and self.config.feedback.teacher == "ema":
@@ -349,10 +335,10 @@ class Planner:
       "moving average": state.average,
     }
 
-  def _reference(self, decoded: bool) -> dict[str, Any]:
-    """The frozen stage-1 parameters, where a step needs them."""
+  def _reference(self) -> dict[str, Any]:
+    """The frozen stage-1 parameters, where a step needs them, laid out too if they answer."""
     held = {"reference": self.reference} if setup.needs_reference(self.config) else {}
-    return held | (self._decoded_reference() if decoded else {})
+    return held | self._decoded_reference()
 
   def _decoded_reference(self) -> dict[str, Any]:
     frozen = self.config.feedback.teacher == "reference"

@@ -6,6 +6,7 @@ from typing import Any
 
 from pasmr_jax import Config
 from pasmr_jax.experiment.planning.cost import GIB
+from pasmr_jax.experiment.planning.dividing import more_microbatches
 from pasmr_jax.experiment.planning.gpus import GPUS
 
 LEFT_OUT = (
@@ -178,16 +179,6 @@ def _shorter_rows(program: str, stage: str, config: Config) -> str:
   return "smaller srl.max_prompt_length and srl.max_new_tokens"
 
 
-def _more_microbatches(stage: str, config: Config, parts: int) -> int:
-  """The next number of microbatches that leaves each device a row at least; 0 if none does."""
-  settings = config[stage]
-  rows = settings.batch_size if stage != "srl" else -(-settings.row_bucket // parts) * parts
-  if stage == "srl" and settings.rehearsal_weight > 0:
-    rows = math.gcd(rows, -(-settings.rehearsal_rows // parts) * parts)
-  more = range(settings.microbatches + 1, rows // parts + 1)
-  return next((number for number in more if rows % (number * parts) == 0), 0)
-
-
 def _keys(filled: str, program: str, config: Config, mesh: Mapping[str, int]) -> Iterator[str]:
   """Keys that make one of the things that fill memory smaller."""
   update = program.endswith("update") or program == "score"
@@ -210,7 +201,7 @@ def _keys(filled: str, program: str, config: Config, mesh: Mapping[str, int]) ->
   if filled.startswith("reference"):
     yield "srl.kl_coef=0 with feedback.teacher=policy"
   if update and (filled.startswith("activations") or filled == "logits"):
-    if more := _more_microbatches(stage, config, mesh["replica"] * mesh["fsdp"]):
+    if more := more_microbatches(config, stage, mesh["replica"] * mesh["fsdp"]):
       yield f"{stage}.microbatches={more}"
     if config.model.remat != "full":
       yield "model.remat=full"

@@ -21,11 +21,12 @@ from pasmr_jax import Config
 from pasmr_jax.experiment import setup, validation
 from pasmr_jax.experiment.planning.compiling import Program, compile_program, held_bytes
 from pasmr_jax.experiment.planning.cost import GIB, Chip
+from pasmr_jax.experiment.planning.dividing import adjust
 from pasmr_jax.experiment.planning.gpus import GPUS, chip
 from pasmr_jax.experiment.planning.plan import MOST_ROWS, UnsuitableError
 from pasmr_jax.experiment.planning.programs import Planner
 from pasmr_jax.experiment.planning.sizes import published
-from pasmr_jax.experiment.planning.workload import adjust, workload
+from pasmr_jax.experiment.planning.workload import workload
 from pasmr_jax.models import pretrained
 from pasmr_jax.models.config import COMPUTED, TransformerConfig
 from pasmr_jax.models.transformer import param_shapes

@@ -18,8 +18,9 @@ from pasmr_jax.experiment.metrics import Metrics
 from pasmr_jax.experiment.reliability import untaught
 from pasmr_jax.experiment.reliability.collapse import CollapseWatch
 from pasmr_jax.experiment.reliability.inspection import save_for_inspection
-from pasmr_jax.experiment.setup import Run, Stage, say
+from pasmr_jax.experiment.setup import Run, Stage
 from pasmr_jax.learning.update import TrainState
+from pasmr_jax.parallel.processes import say
 
 
 class GuardError(RuntimeError):

@@ -20,6 +20,7 @@ from pasmr_jax import Config
 from pasmr_jax.data.questions import Question
 from pasmr_jax.experiment.reliability.record import code_versions
 from pasmr_jax.experiment.reliability.recovery import read_record, steps_in
+from pasmr_jax.stages import STAGES
 from pasmr_jax.text.tokenizer import Tokenizer
 
 LAYOUT = 1  # of checkpoints; grows when older code could not read newer ones rightly
@@ -40,7 +41,6 @@ FREE = (
   "tokenizer.path",  # its content is compared
 )
 FREE_OF_A_STAGE = ("patience", "microbatches", "row_bucket")
-_STAGES = ("base", "pam", "srl")
 _SRL_ONLY = ("feedback.", "reward.", "rollout.")
 
 
@@ -230,7 +230,7 @@ def _concerns(key: str, stage: str, config: Mapping[str, Any]) -> bool:
   if stage == "srl" and section == "pam":
     # The rehearsal's examples are those of PAM.
     return config["srl.rehearsal_weight"] > 0 and key.startswith(("pam.mixture", "pam.max_length"))
-  if section in _STAGES and section != stage:
+  if section in STAGES and section != stage:
     return False
   return stage == "srl" or not key.startswith(_SRL_ONLY)
 

@@ -46,11 +46,6 @@ class Stopping:
     self._reason = ""
     self._ended = threading.Event()
 
-  @property
-  def reason(self) -> str:
-    """Why this process was asked to stop; '' if it was not."""
-    return self._reason
-
   def check(self) -> str:
     """Why the run shall stop, the same in every process at the same call; '' if it goes on."""
     if not processes.global_max(len(self._reason)):

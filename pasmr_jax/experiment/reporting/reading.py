@@ -14,8 +14,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from pasmr_jax.experiment.reliability import untaught
+from pasmr_jax.stages import STAGES
 
-STAGES = ("base", "pam", "srl")
 MAX_NOTICES = 10  # of steps whose numbers are not finite
 Points = list[tuple[int, float]]  # (step, value), as written
 

@@ -4,7 +4,8 @@ import dataclasses
 import math
 
 from configs import pasmr_gemma
-from pasmr_jax.experiment.planning.workload import adjust, workload
+from pasmr_jax.experiment.planning.dividing import adjust
+from pasmr_jax.experiment.planning.workload import workload
 from pasmr_jax.parallel.mesh import make_mesh
 from pasmr_jax.rollout.engine import slot_count
 from pasmr_jax.rollout.scheduler import NOTHING, Layout, Scheduler
