@@ -16,10 +16,11 @@ import itertools
 import os
 import re
 import unicodedata
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from pasmr_jax import Config
+from pasmr_jax.data.overlap import normalized, texts
 from pasmr_jax.data.pools import NAMES, read_pool
 from pasmr_jax.data.questions import Question, read_questions
 
@@ -71,20 +72,10 @@ class Leakage:
     return told + "."
 
 
-def normalized(text: str) -> str:
-  """Letters and digits only, without case, accents' spelling or width."""
-  folded = unicodedata.normalize("NFKC", text).casefold()
-  return "".join(character for character in folded if character.isalnum())
-
-
 def _runs(text: str) -> set[tuple[str, ...]]:
   """Every eight words that follow one another."""
   words = re.findall(r"\w+", unicodedata.normalize("NFKC", text).casefold())
   return {tuple(words[place : place + _RUN]) for place in range(len(words) - _RUN + 1)}
-
-
-def _texts(question: Question) -> Iterable[str]:
-  return (text for text in (question.text, question.pivot_text) if text is not None)
 
 
 def _english(question: Question, pivot: str) -> str | None:
@@ -102,27 +93,27 @@ def compare(
     pivot: language of pivot texts.
   """
   ids = {question.id for questions in seen.values() for question in questions}
-  texts = {
+  known = {
     normalized(text)
     for questions in seen.values()
     for question in questions
-    for text in _texts(question)
+    for text in texts(question)
   }
   everything = [question for questions in tested.values() for question in questions]
   training = [question for pool in seen if pool != "development" for question in seen[pool]]
   trained_ids = {question.id for question in training}
-  trained_texts = {normalized(text) for question in training for text in _texts(question)}
+  trained_texts = {normalized(text) for question in training for text in texts(question)}
   control = None
   if "mgsm" in tested and "gsm8k test" in tested:
-    known = {normalized(question.text) for question in tested["gsm8k test"]}
+    source = {normalized(question.text) for question in tested["gsm8k test"]}
     asked = [normalized(q.text) for q in tested["mgsm"] if q.language == "en"]
-    control = (sum(text in known for text in asked), len(asked))
+    control = (sum(text in source for text in asked), len(asked))
   return Leakage(
     seen={pool: len(questions) for pool, questions in seen.items()},
     tested={name: len(questions) for name, questions in tested.items()},
     shared_ids=sorted({question.id for question in everything} & ids),
     shared_texts=sorted(
-      {q.id for q in everything if any(normalized(text) in texts for text in _texts(q))}
+      {q.id for q in everything if any(normalized(text) in known for text in texts(q))}
     ),
     near_copies=_near_copies(seen, everything, pivot),
     development_in_training=sorted(
@@ -130,7 +121,7 @@ def compare(
         question.id
         for question in seen.get("development", ())
         if question.id in trained_ids
-        or any(normalized(text) in trained_texts for text in _texts(question))
+        or any(normalized(text) in trained_texts for text in texts(question))
       }
     ),
     trained=sorted({question.language for question in seen.get("triplets", ())}),

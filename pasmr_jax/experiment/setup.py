@@ -15,7 +15,7 @@ import math
 import os
 import pathlib
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -23,7 +23,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from pasmr_jax import Config
-from pasmr_jax.data import synthetic
+from pasmr_jax.data import overlap, synthetic
 from pasmr_jax.data.batches import fit_examples, question_iterator, supervised_iterator
 from pasmr_jax.data.pools import NAMES, read_pool, unmarked
 from pasmr_jax.data.questions import Question
@@ -572,7 +572,20 @@ def make_run(config: Config, workdir: pathlib.Path, pools: Sequence[str] | None 
   if pools is None:
     for stage in supervised_settings(config):
       run.expect_examples(stage)
+    _tell_overlap(questions)
   return run
+
+
+def _tell_overlap(pools: Mapping[str, Sequence[Question]]) -> None:
+  """Says which pools that are learned from have questions of those that measure what is learned."""
+  measures = ("development", "test")
+  for measure in measures:
+    for name in (name for name in pools if name not in measures):
+      if found := overlap.shared(pools[name], pools[measure]):
+        say(
+          f"WARNING: data.{name}: {len(found)} of {len(pools[name])} questions are in"
+          f" data.{measure} too, by their text; the first is {found[0].id!r} ({found[0].language})"
+        )
 
 
 def _check_solutions(name: str, questions: Sequence[Question], config: Config) -> None:

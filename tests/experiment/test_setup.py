@@ -167,3 +167,24 @@ def test_a_pool_of_which_no_solution_ends_in_its_answer_is_refused(tmp_path, cap
   config.stages = ("base", "pam")
   make_run(config, tmp_path, pools=("triplets",))
   assert "data.triplets: 2 of 2" in capsys.readouterr().err
+
+
+def test_questions_of_a_test_that_are_learned_from_are_told(tmp_path, capsys):
+  config = tiny.get_config()
+  config.stages = ("pam",)
+  config.data.columns.update({"id": "", "language": "l", "text": "q", "solution": "s"})
+  config.data.columns.update({"pivot_text": "", "answer": "a"})
+  for name, numbers, thing in (("pivot", range(3, 7), "pens"), ("test", range(6, 9), "PENS,")):
+    rows = [
+      {"l": "en", "q": f"{n} {thing} and {n} more?", "s": f"#### {2 * n}", "a": str(2 * n)}
+      for n in numbers
+    ]
+    file = tmp_path / f"{name}.jsonl"
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    config.data[name] = (f"json:{file}",)
+  config.data.triplets = ("synthetic:4",)
+  config.data.development = ("synthetic:2",)
+  make_run(config, tmp_path / "run")
+  said = capsys.readouterr().err
+  assert "WARNING: data.pivot: 1 of 4 questions are in data.test too, by their text" in said
+  assert said.count("WARNING") == 1

@@ -1,0 +1,19 @@
+"""Questions of one pool among those of another."""
+
+from pasmr_jax.data.overlap import shared
+from pasmr_jax.data.questions import Question
+
+
+def test_a_question_is_found_by_its_text_or_its_original():
+  learned = [
+    Question("a", "de", "Anna hat 7 Äpfel.", pivot_text="Anna has 7 apples."),
+    Question("b", "de", "Anna hat 8 Äpfel."),
+    Question("c", "en", "Anna has 9 apples."),
+  ]
+  asked = [
+    Question("x", "en", "ANNA has ７ apples"),  # as another spells it, and wider
+    Question("y", "sw", "Anna ana matofaa 9", pivot_text="anna has 9 apples"),
+    Question("z", "de", "Anna hat 80 Äpfel."),
+  ]
+  assert [question.id for question in shared(learned, asked)] == ["a", "c"]
+  assert not shared(learned, asked[2:])
