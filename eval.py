@@ -25,9 +25,10 @@ from pasmr_jax.data.pools import set_name
 from pasmr_jax.experiment import summary, validation
 from pasmr_jax.experiment.evaluation import Evaluator
 from pasmr_jax.experiment.reliability import exits
+from pasmr_jax.experiment.reliability.recovery import named_stage
 from pasmr_jax.experiment.report import write_report
 from pasmr_jax.experiment.scoring import SCORINGS
-from pasmr_jax.experiment.setup import make_run, named_stage
+from pasmr_jax.experiment.setup import make_run
 from pasmr_jax.parallel.mesh import initialize_distributed
 from pasmr_jax.stages import STAGES
 

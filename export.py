@@ -20,7 +20,8 @@ from pasmr_jax import Config
 from pasmr_jax.experiment import validation
 from pasmr_jax.experiment.exporting import PRETRAINED, check_target, export, export_adapters
 from pasmr_jax.experiment.reliability import exits
-from pasmr_jax.experiment.setup import make_run, named_stage
+from pasmr_jax.experiment.reliability.recovery import named_stage
+from pasmr_jax.experiment.setup import make_run
 from pasmr_jax.parallel.processes import say
 from pasmr_jax.stages import STAGES
 

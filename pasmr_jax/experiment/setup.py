@@ -15,7 +15,7 @@ import math
 import os
 import pathlib
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -23,15 +23,19 @@ import jax.numpy as jnp
 import numpy as np
 
 from pasmr_jax import Config
-from pasmr_jax.data import overlap, synthetic
+from pasmr_jax.data import synthetic
 from pasmr_jax.data.batches import fit_examples, question_iterator, supervised_iterator
-from pasmr_jax.data.pools import NAMES, read_pool, unmarked
 from pasmr_jax.data.questions import Question
 from pasmr_jax.experiment.checkpoint import Checkpoints, Progress
-from pasmr_jax.experiment.measures import gold_answer
+from pasmr_jax.experiment.questions import (
+  pools_used,
+  read_pools,
+  supervised_settings,
+  tell_overlap,
+)
 from pasmr_jax.experiment.reliability.checksums import checkpoint_checksum
 from pasmr_jax.experiment.reliability.identity import flatten, published, tokenizer_checksum
-from pasmr_jax.experiment.reliability.recovery import read_record, steps_in
+from pasmr_jax.experiment.reliability.recovery import last_stage, read_record
 from pasmr_jax.feedback import language_id
 from pasmr_jax.learning.optim import make_optimizer
 from pasmr_jax.learning.update import Learner, TrainState
@@ -49,7 +53,6 @@ from pasmr_jax.parallel.mesh import (
 from pasmr_jax.parallel.processes import process_count, process_index, say
 from pasmr_jax.rollout.engine import Engine
 from pasmr_jax.rollout.requests import stable_id
-from pasmr_jax.stages import STAGES
 from pasmr_jax.stages.self_feedback import SelfFeedbackStage
 from pasmr_jax.stages.supervised import SupervisedStage, examples
 from pasmr_jax.text import prompts
@@ -486,38 +489,6 @@ def base_model(config: Config) -> str:
   return source(config.model) if name == config.model.pretrained else name
 
 
-def last_stage(workdir: pathlib.Path) -> str:
-  """The last stage of which a run has a checkpoint.
-
-  Raises:
-    ValueError: there is none.
-  """
-  found = stages_with_checkpoints(workdir)
-  if not found:
-    raise ValueError(f"{workdir}: expected a run with checkpoints/STAGE/STEP, found none")
-  return found[-1]
-
-
-def stages_with_checkpoints(workdir: pathlib.Path) -> list[str]:
-  return [stage for stage in STAGES if steps_in(workdir / "checkpoints" / stage)]
-
-
-def named_stage(workdir: pathlib.Path, name: str) -> str:
-  """The stage that a command line names, or for 'last' the last one that has a checkpoint.
-
-  To be asked before `make_run`, which would make a folder that is misspelt.
-
-  Raises:
-    ValueError: the folder has no checkpoint of that stage, or of any.
-  """
-  last, found = last_stage(workdir), stages_with_checkpoints(workdir)
-  if name not in ("last", *found):
-    raise ValueError(
-      f"--stage={name}: no checkpoint of stage {name} in {workdir}; there are {', '.join(found)}"
-    )
-  return last if name == "last" else name
-
-
 def keep_compiled(config: Config, workdir: pathlib.Path) -> None:
   """From now on JAX keeps compiled programs in the work directory, and takes them from there.
 
@@ -551,12 +522,7 @@ def make_run(config: Config, workdir: pathlib.Path, pools: Sequence[str] | None 
   mesh = make_mesh(config.mesh.fsdp, config.mesh.tensor, replica=config.mesh.replica)
   tokenizer = make_tokenizer(config, workdir)
   model = model_config(config, tokenizer)
-  questions = {name: read_pool(name, config, say=say) for name in used}
-  for name, pool in questions.items():
-    _check_solutions(name, pool, config)
-  if config.feedback.source == "gold":
-    for question in questions.get("srl", ()):
-      gold_answer(question)
+  questions = read_pools(config, used)
   run = Run(
     config=config,
     workdir=workdir,
@@ -572,53 +538,8 @@ def make_run(config: Config, workdir: pathlib.Path, pools: Sequence[str] | None 
   if pools is None:
     for stage in supervised_settings(config):
       run.expect_examples(stage)
-    _tell_overlap(questions)
+    tell_overlap(questions)
   return run
-
-
-def _tell_overlap(pools: Mapping[str, Sequence[Question]]) -> None:
-  """Says which pools that are learned from have questions of those that measure what is learned."""
-  measures = ("development", "test")
-  for measure in measures:
-    for name in (name for name in pools if name not in measures):
-      if found := overlap.shared(pools[name], pools[measure]):
-        say(
-          f"WARNING: data.{name}: {len(found)} of {len(pools[name])} questions are in"
-          f" data.{measure} too, by their text; the first is {found[0].id!r} ({found[0].language})"
-        )
-
-
-def _check_solutions(name: str, questions: Sequence[Question], config: Config) -> None:
-  """Tells how many solutions of a pool do not end in their answer; ValueError if none does."""
-  lacking = unmarked(questions)
-  if not lacking:
-    return
-  of = sum(question.solution is not None for question in questions)
-  first = lacking[0]
-  told = (
-    f"data.{name}: {len(lacking)} of {of} solutions do not end in '#### ' and the answer, the first"
-    f" that of question {first.id!r} ({first.language})"
-  )
-  if len(lacking) == of and (config.evaluation.ask == "pasmr" or "srl" in config.stages):
-    raise ValueError(
-      f"{told}; expected it in each: responses learn to end so, and answers are read there"
-    )
-  say(told)
-
-
-def pools_used(config: Config) -> list[str]:
-  """The pools that the run's stages and evaluations read."""
-  used = {"development", "test", *({"srl"} & {*config.stages})}
-  for stage in supervised_settings(config):
-    used |= {kind for kind, weight in config[stage].mixture.items() if weight > 0}
-  return [name for name in NAMES if name in used]
-
-
-def supervised_settings(config: Config) -> list[str]:
-  """Of which supervised stages a run reads the examples: srl may rehearse those of pam."""
-  rehearsed = "srl" in config.stages and config.srl.rehearsal_weight > 0
-  used = {*config.stages, *({"pam"} if rehearsed else ())}
-  return [stage for stage in ("base", "pam") if stage in used]
 
 
 def make_tokenizer(config: Config, workdir: pathlib.Path) -> Tokenizer:

@@ -10,8 +10,9 @@ from rich.markup import escape
 from rich.table import Table
 
 from pasmr_jax import Config
+from pasmr_jax.experiment.questions import pools_used
 from pasmr_jax.experiment.scoring import SCORINGS
-from pasmr_jax.experiment.setup import Run, parameter_count, pools_used
+from pasmr_jax.experiment.setup import Run, parameter_count
 from pasmr_jax.parallel.mesh import replication_notes
 from pasmr_jax.parallel.processes import process_count, process_index
 from pasmr_jax.parallel.rules import TRAINING

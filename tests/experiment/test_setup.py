@@ -13,7 +13,8 @@ from pasmr_jax.data.pools import NAMES
 from pasmr_jax.experiment import summary
 from pasmr_jax.experiment.checkpoint import Checkpoints, Progress
 from pasmr_jax.experiment.reliability import identity
-from pasmr_jax.experiment.setup import make_run, named_stage
+from pasmr_jax.experiment.reliability.recovery import named_stage
+from pasmr_jax.experiment.setup import make_run
 
 
 def test_noise_is_of_one_kind_whatever_the_environment_says(tmp_path):

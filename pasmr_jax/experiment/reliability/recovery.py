@@ -12,6 +12,7 @@ from typing import Any
 
 from pasmr_jax.experiment.reliability.checksums import SEAL, find_damage
 from pasmr_jax.parallel import processes
+from pasmr_jax.stages import STAGES
 
 ITEMS = ("params", "rest", "record")  # of a checkpoint, without its seal and its metric
 RECORD_FILE = "metadata"  # in the item `record`
@@ -27,6 +28,38 @@ def steps_in(directory: pathlib.Path) -> list[int]:
   if not directory.is_dir():
     return []
   return sorted(int(child.name) for child in directory.iterdir() if child.name.isdecimal())
+
+
+def stages_with_checkpoints(workdir: pathlib.Path) -> list[str]:
+  return [stage for stage in STAGES if steps_in(workdir / "checkpoints" / stage)]
+
+
+def last_stage(workdir: pathlib.Path) -> str:
+  """The last stage of which a run has a checkpoint.
+
+  Raises:
+    ValueError: there is none.
+  """
+  found = stages_with_checkpoints(workdir)
+  if not found:
+    raise ValueError(f"{workdir}: expected a run with checkpoints/STAGE/STEP, found none")
+  return found[-1]
+
+
+def named_stage(workdir: pathlib.Path, name: str) -> str:
+  """The stage that a command line names, or for 'last' the last one that has a checkpoint.
+
+  To be asked before `make_run`, which would make a folder that is misspelt.
+
+  Raises:
+    ValueError: the folder has no checkpoint of that stage, or of any.
+  """
+  last, found = last_stage(workdir), stages_with_checkpoints(workdir)
+  if name not in ("last", *found):
+    raise ValueError(
+      f"--stage={name}: no checkpoint of stage {name} in {workdir}; there are {', '.join(found)}"
+    )
+  return last if name == "last" else name
 
 
 def read_record(folder: pathlib.Path) -> dict[str, Any]:

@@ -9,8 +9,8 @@ import pathlib
 
 from pasmr_jax import Config
 from pasmr_jax.experiment.reliability.checksums import checkpoint_checksum
-from pasmr_jax.experiment.reliability.recovery import steps_in
-from pasmr_jax.experiment.setup import last_stage, source
+from pasmr_jax.experiment.reliability.recovery import last_stage, steps_in
+from pasmr_jax.experiment.setup import source
 from pasmr_jax.models.hugging_face import find_folder
 
 _BLOCK = 1 << 16  # bytes
