@@ -13,7 +13,7 @@ def get_config() -> ConfigDict:
   config.seed = 0  # everything random derives from it and the step
   config.stages = ("pam", "srl")  # in this order, of: base, pam, srl
   config.init_from = ""  # work directory of another run: start from its last stage's parameters,
-  #                        with supervised data in an order of its own
+  #                        with supervised data in another order than that run had at first
   config.pivot = "en"  # pivot language
   config.languages = ("de", "es")  # target languages
 
@@ -232,7 +232,8 @@ def reward() -> ConfigDict:
 def rollout() -> ConfigDict:
   config = ConfigDict()
   config.prompt_bucket = 32  # prompts are padded to a multiple of this
-  config.slots = 256  # rows decoded together, pivot solutions too; 0: as many as responses
+  config.slots = 256  # rows decoded together, pivot solutions too; 0: as many as responses, up to
+  #                     a power of two on each device
   config.prefill_prompts = 16  # prompts computed together
   config.refill_steps = 8  # tokens drawn between looks at which slots are free
   config.cache_dtype = ""  # of keys and values: float32 | bfloat16 | int8; empty is model.dtype

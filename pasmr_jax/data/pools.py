@@ -34,6 +34,7 @@ from collections.abc import Callable, Iterable, Sequence
 from pasmr_jax import Config
 from pasmr_jax.data import sets, synthetic
 from pasmr_jax.data.questions import FORMATS, Question, language_in_name, read_questions
+from pasmr_jax.text.answers import LAST_NUMBER, read_answer
 
 # What supervised pools teach from, besides the question.
 TAUGHT = {
@@ -47,7 +48,6 @@ NAMES = (*TAUGHT, "srl", *_EVALUATED)
 _SOLVED = tuple(name for name, fields in TAUGHT.items() if "solution" in fields)
 _TRANSLATED = (*(name for name, fields in TAUGHT.items() if "pivot_text" in fields), *_EVALUATED)
 _SOURCE = re.compile(r"(?P<format>\w+):(?P<location>.*?)(?:\[(?P<start>\d*):(?P<stop>\d*)\])?")
-_MARKED = re.compile(r"####[^\S\n]*[^\s#][^\n]*\s*$")  # "#### 7" at the end
 _SET = re.compile(r"(?P<name>\w+)(?:\[(?P<start>\d*):(?P<stop>\d*)\])?")
 _ENGLISH = ("synthetic", "msvamp")  # formats whose references are
 _NAMED = ("mgsm", "msvamp")  # formats of files that name their language
@@ -163,13 +163,16 @@ def check_taught(name: str, questions: Iterable[Question]) -> None:
 
 
 def unmarked(questions: Iterable[Question]) -> list[Question]:
-  """The questions whose solution does not end in its answer: neither "#### 7" nor a box."""
+  """The questions whose solution does not state its answer, as "#### 7", a box or a phrase do."""
+
+  def states(solution: str, language: str) -> bool:
+    found = read_answer(solution, language)
+    return found is not None and found.rule != LAST_NUMBER
+
   return [
     question
     for question in questions
-    if question.solution is not None
-    and "\\boxed{" not in question.solution
-    and _MARKED.search(question.solution) is None
+    if question.solution is not None and not states(question.solution, question.language)
   ]
 
 

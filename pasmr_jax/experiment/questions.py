@@ -50,8 +50,8 @@ def _check_solutions(name: str, questions: Sequence[Question], config: Config) -
   of = sum(question.solution is not None for question in questions)
   first = lacking[0]
   told = (
-    f"data.{name}: {len(lacking)} of {of} solutions do not end in '#### ' and the answer, the first"
-    f" that of question {first.id!r} ({first.language})"
+    f"data.{name}: {len(lacking)} of {of} solutions do not state their answer (as '#### 7' at the"
+    f" end does), the first that of question {first.id!r} ({first.language})"
   )
   if len(lacking) == of and (config.evaluation.ask == "pasmr" or "srl" in config.stages):
     raise ValueError(

@@ -34,7 +34,7 @@ from pasmr_jax.experiment.questions import (
   tell_overlap,
 )
 from pasmr_jax.experiment.reliability.checksums import checkpoint_checksum
-from pasmr_jax.experiment.reliability.identity import flatten, published, tokenizer_checksum
+from pasmr_jax.experiment.reliability.identity import flatten, ids_checksum, published
 from pasmr_jax.experiment.reliability.recovery import last_stage, read_record
 from pasmr_jax.feedback import language_id
 from pasmr_jax.learning.optim import make_optimizer
@@ -104,8 +104,8 @@ class Run:
 
   def _expect_own_tokenizer(self, folder: pathlib.Path) -> None:
     """Raises ValueError if another run's checkpoint was trained with another tokenizer."""
-    identity = read_record(folder).get("identity")  # what is older than identities passes
-    if identity is None or identity["tokenizer"] == self._tokenizer_checksum:
+    identity = read_record(folder).get("identity", {})  # an older one says nothing of ids
+    if identity.get("ids", "") in ("", self._ids_checksum):
       return
     own = flatten(self.config)
     differences = [
@@ -114,15 +114,14 @@ class Run:
       if key.startswith("tokenizer.") and was != own.get(key)
     ]
     raise ValueError(
-      f"init_from: {folder} was trained with another tokenizer, whose ids mean other tokens or have"
-      " other uses"
+      f"init_from: {folder} was trained with another tokenizer, whose ids mean other tokens"
       + f" ({'; '.join(differences)})" * bool(differences)
       + "; expected the one of this run"
     )
 
   @functools.cached_property
-  def _tokenizer_checksum(self) -> str:
-    return tokenizer_checksum(self.tokenizer)
+  def _ids_checksum(self) -> str:
+    return ids_checksum(self.tokenizer)
 
   def _newest(self, workdir: pathlib.Path, stage: str) -> int:
     with self._reading(workdir, stage) as checkpoints:

@@ -23,7 +23,7 @@ from pasmr_jax.models.families import (
   find_family,
 )
 from pasmr_jax.models.stored import Cut, StoredTensor, TensorSource
-from pasmr_jax.text.gguf_content import Content, read_content
+from pasmr_jax.text.gguf_content import Content, forget, read_content
 
 # Metadata of Gemma say neither which layers are local nor the query scale: llama.cpp knows both by
 # architecture, the latter from the number of layers of the largest model, which scales by
@@ -187,6 +187,8 @@ def open_gguf(path: str, config: TransformerConfig) -> Iterator[TensorSource]:
   # GGUF names the fastest axis first.
   shapes = {name: tuple(int(n) for n in reversed(t.shape)) for name, t in tensors.items()}
   architecture = content.fields["general.architecture"]
+  del content
+  forget()  # weights are what is read last
   paired = any(family.paired_rows and architecture in family.gguf for family in FAMILIES.values())
 
   def name_of(tensor: StoredTensor, layer: int | None) -> str:

@@ -54,7 +54,7 @@ class Engine:
   mesh: jax.sharding.Mesh
   valid_vocab: int
   prompt_bucket: int  # prompts are padded to a multiple of this many tokens
-  slots: int = 0  # rows decoded together; 0: as many as the first requests have samples
+  slots: int = 0  # rows decoded together; 0: a place for each sample of the first requests
   prefill_prompts: int = 8  # prompts computed together
   refill_steps: int = 8  # tokens between looks at which slots are free
   cache_dtype: str = ""  # of keys and values; empty is the compute dtype

@@ -540,15 +540,23 @@ class Translations:
 
 @jax.jit
 def _of_all(metrics: Sequence[Metrics]) -> Metrics:
-  """Several updates' counts added, their maxima, and means of what those with a weight told."""
+  """Several updates' counts added, and means and maxima of what those told that taught something.
+
+  An update that was skipped tells of itself only if all were.
+  """
   told = jax.tree.map(lambda *values: jnp.stack(values), *metrics)
-  weighed = told["policy_updates"]
-  share = jnp.where(weighed.any(), weighed / jnp.maximum(weighed.sum(), 1), 1 / len(metrics))
+  made = told["skipped_updates"] == 0
+  made = jnp.where(made.any(), made, True)
+  taught = made & (told["policy_updates"] > 0)
+  taught = jnp.where(taught.any(), taught, made)
 
   def of_all(name: str, values: jax.Array) -> jax.Array:
     if name.endswith("_updates"):
       return values.sum()
-    return values.max() if name.endswith("_max") else (share * values).sum()
+    among = made if name == "rehearsal_loss" else taught  # which all updates have
+    if name.endswith("_max"):
+      return jnp.where(among, values, -jnp.inf).max()
+    return jnp.where(among, values, 0).sum() / among.sum()
 
   return {name: of_all(name, values) for name, values in told.items()}
 

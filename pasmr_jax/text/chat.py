@@ -91,7 +91,7 @@ def with_chat(tokenizer: Tokenizer, system: str = "", thinking: bool = False) ->
     )
   try:
     answered = written([*messages, {"role": "assistant", "content": _ANSWER}], False)
-  except (jinja2.TemplateError, TypeError):  # no place for an answer: nothing is said of its end
+  except Exception:  # a program that may fail in any way; it then says nothing of an answer's end
     answered = ""
   return dataclasses.replace(
     tokenizer, turn=(before, after[0]), stop_ids=_stop_ids(tokenizer, answered)

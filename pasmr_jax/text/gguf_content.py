@@ -32,6 +32,11 @@ def read_content(path: str) -> Content:
   return _read(os.path.realpath(path), found.st_size, found.st_mtime_ns)
 
 
+def forget() -> None:
+  """Lets go of the last file: a vocabulary is many megabytes, and is needed at the start alone."""
+  _read.cache_clear()
+
+
 @functools.lru_cache(maxsize=1)
 def _read(path: str, size: int, changed: int) -> Content:
   del size, changed  # of the file that is remembered

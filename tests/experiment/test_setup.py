@@ -83,12 +83,14 @@ def test_a_run_with_another_tokenizer_is_nothing_to_begin_with(tmp_path):
     saved = _save(other).params
     run.config.init_from = str(tmp_path / "other")
     jax.tree.map(np.testing.assert_array_equal, run.start_params("pam"), saved)
-    words = dataclasses.replace(run.tokenizer, stop_ids=(*run.tokenizer.stop_ids, 9))
-    another = dataclasses.replace(run, tokenizer=words)
-    another.config.tokenizer.stop = ("word",)
+    stops = dataclasses.replace(run.tokenizer, stop_ids=(*run.tokenizer.stop_ids, 9))
+    dataclasses.replace(run, tokenizer=stops).start_params("pam")  # ids mean what they did
+    turned = dataclasses.replace(run.tokenizer, open_ids=run.tokenizer.close_ids)
+    another = dataclasses.replace(run, tokenizer=turned)
+    another.config.tokenizer.open = another.config.tokenizer.close = "word"
     said = (
       r"init_from: .*other/checkpoints/pam/0 was trained with another tokenizer, .*"
-      r"\(tokenizer.stop was \[\], is \['word'\]\); expected the one of this run"
+      r"\(tokenizer.close was '', is 'word'; tokenizer.open was '', is 'word'\); expected the one"
     )
     with pytest.raises(ValueError, match=said):
       another.start_params("pam")
@@ -146,15 +148,15 @@ def solved(tmp_path, *solutions):
   return config
 
 
-def test_solutions_that_do_not_end_in_their_answer_are_counted(tmp_path, capsys):
-  good = ("1 + 2 = 3\n#### 3", "####3\n", "so \\boxed{3}")
-  bad = ("1 + 2 = 3", "#### 3\nso it is 3", "1 + 2 = 3\n####", "1 + 2 = 3\n#### \n")
+def test_solutions_that_do_not_state_their_answer_are_counted(tmp_path, capsys):
+  good = ("1 + 2 = 3\n#### 3", "####3\n", "so \\boxed{3}", "1 + 2 = 3. Die Antwort ist 3.")
+  bad = ("1 + 2 = 3", "das sind 3 Stifte", "1 + 2 = 3\n####", "1 + 2 = 3\n#### \n")
   make_run(solved(tmp_path, *good), tmp_path, pools=("triplets",))
-  assert "solutions do not end" not in capsys.readouterr().err
+  assert "solutions do not state" not in capsys.readouterr().err
   make_run(solved(tmp_path, *good, *bad), tmp_path, pools=("triplets",))
   said = capsys.readouterr().err
-  assert "data.triplets: 4 of 7 solutions do not end in '#### ' and the answer" in said
-  assert "the first that of question '000004' (de)" in said
+  assert "data.triplets: 4 of 8 solutions do not state their answer" in said
+  assert "the first that of question '000005' (de)" in said
 
 
 def test_a_pool_of_which_no_solution_ends_in_its_answer_is_refused(tmp_path, capsys):

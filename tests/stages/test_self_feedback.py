@@ -295,7 +295,7 @@ def test_inner_updates_use_the_policy_before_the_first_of_them(tokenizer, params
 
 
 def test_metrics_are_of_all_updates_of_a_rollout(tokenizer, params):
-  """The second has nothing to learn from, the last is skipped."""
+  """One has nothing to learn from; one is skipped, or all are."""
   stage, state, _ = _stage(tokenizer, params)
   told = iter(
     {"loss": loss, "ratio_max": most, "policy_updates": weighed, "skipped_updates": skipped}
@@ -312,11 +312,17 @@ def test_metrics_are_of_all_updates_of_a_rollout(tokenizer, params):
   assert {name: float(value) for name, value in metrics.items()} == {
     "loss": 1.0, "ratio_max": 1.5, "policy_updates": 1.0, "skipped_updates": 0.0
   }  # fmt: skip
-  lost = {"loss": jnp.nan, "ratio_max": 1.0, "policy_updates": 1.0, "skipped_updates": 1.0}
-  told = iter([lost, lost | {"loss": 1.0, "skipped_updates": 0.0}])
+  lost = {"loss": jnp.nan, "ratio_max": jnp.nan, "policy_updates": 1.0, "skipped_updates": 1.0}
+  made = {"loss": 1.0, "ratio_max": 1.5, "policy_updates": 1.0, "skipped_updates": 0.0}
+  told = iter([lost, made])
   _, metrics = stage.update(state, ([None, None], None))
-  assert np.isnan(metrics["loss"])  # the reason of the skip
-  assert float(metrics["skipped_updates"]) == 1
+  assert {name: float(value) for name, value in metrics.items()} == made | {
+    "policy_updates": 2.0, "skipped_updates": 1.0
+  }  # fmt: skip
+  told = iter([lost, lost])
+  _, metrics = stage.update(state, ([None, None], None))
+  assert np.isnan(metrics["loss"])  # the reason of the skips
+  assert np.isnan(metrics["ratio_max"])
 
 
 def test_untranslated_is_not_in_the_pivot(tokenizer, params):

@@ -58,6 +58,7 @@ class Identity:
   code: dict[str, str]  # versions of this package and of what it computes with
   weights: str = ""  # checksum of those the run begins with; '' if it has none, or they are gone
   layout: int = LAYOUT
+  ids: str = ""  # checksum of what the tokenizer's ids mean, whatever ends or pads a response
 
 
 def make_identity(
@@ -72,6 +73,7 @@ def make_identity(
     tokenizer=tokenizer_checksum(tokenizer),
     code=code_versions(),
     weights=weights,
+    ids=ids_checksum(tokenizer),
   )
 
 
@@ -104,10 +106,6 @@ def questions_checksum(questions: Sequence[Question]) -> str:
 
 def tokenizer_checksum(tokenizer: Tokenizer) -> str:
   """SHA-256 of every token and of the ids that have a part to play."""
-  vocabulary = tokenizer.vocabulary
-  digest = hashlib.sha256()
-  for token in range(vocabulary.size):
-    digest.update(str(vocabulary.token_of(token)).encode("utf-8", "backslashreplace") + b"\0")
   roles = (
     tokenizer.pad_id,
     tokenizer.bos_id,
@@ -115,6 +113,19 @@ def tokenizer_checksum(tokenizer: Tokenizer) -> str:
     tokenizer.open_ids,
     tokenizer.close_ids,
   )
+  return _checksum(tokenizer, roles)
+
+
+def ids_checksum(tokenizer: Tokenizer) -> str:
+  """SHA-256 of what parameters have learned ids to mean: stop tokens and padding may be others."""
+  return _checksum(tokenizer, (tokenizer.bos_id, tokenizer.open_ids, tokenizer.close_ids))
+
+
+def _checksum(tokenizer: Tokenizer, roles: tuple[Any, ...]) -> str:
+  vocabulary = tokenizer.vocabulary
+  digest = hashlib.sha256()
+  for token in range(vocabulary.size):
+    digest.update(str(vocabulary.token_of(token)).encode("utf-8", "backslashreplace") + b"\0")
   digest.update(repr(roles).encode())
   return digest.hexdigest()
 
