@@ -12,7 +12,7 @@ import pytest
 
 from pasmr_jax.experiment.reliability import exits
 from pasmr_jax.experiment.reliability import stopping as module
-from pasmr_jax.experiment.reliability.stopping import EXIT_STOPPED, Stopping
+from pasmr_jax.experiment.reliability.stopping import EXIT_STOPPED, Stopped, Stopping
 
 pytestmark = pytest.mark.faults
 
