@@ -38,7 +38,7 @@ def test_a_million_characters_take_no_time_and_raise_nothing(kind):
   hostile.tokenizer()
   start = time.process_time()  # a busy machine takes longer by the clock
   hostile.whole_way(LONG[kind], "en")
-  assert time.process_time() - start < 6
+  assert time.process_time() - start < 2
 
 
 @pytest.mark.parametrize("fragment", hostile.FRAGMENTS)
