@@ -168,22 +168,22 @@ def _read_hugging_face(path: str) -> Any:
 
   try:
     folder = path if os.path.isdir(path) else hub.snapshot(path, _TOKENIZER_FILES)
-    _check_vocabulary_files(pathlib.Path(folder))
-    return AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+    if _has_vocabulary(pathlib.Path(folder)):
+      return AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
   except (OSError, ValueError, KeyError, RecursionError) as error:
     raise ValueError(
       f"tokenizer {path}: expected a .model or .gguf file, a folder with tokenizer.json, or a"
-      f" hub id: {error}"
+      f" hub id; transformers says: {error}"
     ) from error
-
-
-def _check_vocabulary_files(folder: pathlib.Path) -> None:
-  """Raises ValueError if there is no vocabulary: transformers may then make an empty one."""
-  for patterns in _VOCABULARY_FILES:
-    if all(any(folder.glob(pattern)) for pattern in patterns):
-      return
   kinds = ", or ".join(" and ".join(patterns) for patterns in _VOCABULARY_FILES)
-  raise ValueError(f"{folder} holds no vocabulary; expected {kinds}")
+  raise ValueError(f"tokenizer {path}: {folder} holds no vocabulary; expected {kinds}")
+
+
+def _has_vocabulary(folder: pathlib.Path) -> bool:
+  """Where there is none transformers may make an empty one."""
+  return any(
+    all(any(folder.glob(pattern)) for pattern in patterns) for patterns in _VOCABULARY_FILES
+  )
 
 
 def _model_proto(path: str) -> Any:

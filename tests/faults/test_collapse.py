@@ -229,15 +229,16 @@ def test_the_best_may_be_the_step_of_the_alarm(environment, tmp_path):
 
 STOPPING = """
 from pasmr_jax.experiment.reliability.stopping import Stopping
-StageGuard.alarms = lambda self, step, values: "stop" if step == 3 else ""
-Stopping.check = lambda self: True
+alarmed = []
+StageGuard.alarms = lambda self, step, values: alarmed.append(step) or ("stop" if step == 3 else "")
+Stopping.check = lambda self: bool(alarmed)  # in the first step, not before it
 """
 
 
 @pytest.mark.slow
 def test_an_alarm_counts_more_than_a_signal_in_its_step(environment, tmp_path):
   """Of the two exit codes 75 would have the run started again, and the alarm is told once."""
-  ended = _collapsed(tmp_path, environment, STOPPING.replace("True", "False"))
+  ended = _collapsed(tmp_path, environment, STOPPING.replace("bool(alarmed)", "False"))
   assert ended.returncode == 70, ended.stderr[-3000:]
   ended = _collapsed(tmp_path / "asked", environment, STOPPING.replace("step == 3", "True"))
   assert ended.returncode == 70, ended.stderr[-3000:]

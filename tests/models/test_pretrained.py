@@ -290,6 +290,7 @@ def test_code_in_a_folder_is_not_run(broken):
   assert load_config(broken).num_layers == 4
   named = {"tokenizer_class": "Own", "auto_map": {"AutoTokenizer": ["own.Tokenizer", None]}}
   (broken / "tokenizer_config.json").write_text(json.dumps(named))
+  (broken / "tokenizer.json").write_text("{}")  # so that transformers is asked
   with pytest.raises(ValueError, match="transformers says"):
     read_vocabulary(str(broken))
   assert not mark.exists()
