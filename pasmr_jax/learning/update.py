@@ -94,19 +94,13 @@ class Learner:
     Takes what `init` takes, but `params` is a tree of jax.ShapeDtypeStructs with shardings, as are
     all leaves of the state that is returned but those of `frozen`.
     """
-
-    def shaped(leaf, dtype, sharding):
-      return jax.ShapeDtypeStruct(leaf.shape, dtype, sharding=sharding)
-
-    opt_state = jax.tree.map(
-      lambda leaf, sharding: shaped(leaf, leaf.dtype, sharding),
-      jax.eval_shape(self.optimizer.init, params),
-      self.opt_shardings(params),
-    )
+    opt_state = abstract(jax.eval_shape(self.optimizer.init, params), self.opt_shardings(params))
     step = jax.ShapeDtypeStruct((), jnp.int32, sharding=_replicated_like(params))
     averaged = None
     if average:
-      averaged = jax.tree.map(lambda leaf: shaped(leaf, jnp.float32, leaf.sharding), params)
+      averaged = jax.tree.map(
+        lambda x: jax.ShapeDtypeStruct(x.shape, jnp.float32, sharding=x.sharding), params
+      )
     return TrainState(step, params, opt_state, averaged, frozen)
 
   def opt_shardings(self, params):

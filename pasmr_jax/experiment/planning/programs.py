@@ -317,15 +317,8 @@ class Planner:
     if self.adapters is not None and stage != "base":
       trained = self.adapters
       frozen = lora.Frozen(self.params, setup.lora_settings(self.config), origin="")
-    shapes = jax.eval_shape(learner.optimizer.init, trained)
-    moments = meshes.abstract(shapes, learner.opt_shardings(trained))
-    step: Any = jax.ShapeDtypeStruct((), jnp.int32, sharding=meshes.replicated(self.mesh))
-    averaged = None
-    if stage == "srl" and self.config.feedback.teacher == "ema":
-      averaged = jax.tree.map(
-        lambda x: jax.ShapeDtypeStruct(x.shape, jnp.float32, sharding=x.sharding), trained
-      )
-    return TrainState(step, trained, moments, averaged, frozen)
+    average = stage == "srl" and self.config.feedback.teacher == "ema"
+    return learner.abstract(trained, average, frozen)
 
   def _parts(self, state: TrainState) -> dict[str, Any]:
     return {

@@ -29,8 +29,7 @@ def told(folder: pathlib.Path) -> Iterator[None]:
     with writing(folder):
       yield
   except Stopped as stopped:
-    if processes.process_index() == 0:
-      print(f"saved {stopped.saved}; the same command goes on", file=sys.stderr, flush=True)
+    processes.say(f"saved {stopped.saved}; the same command goes on")
     raise
   except (StorageError, GuardError) as error:
     print(error, file=sys.stderr, flush=True)
