@@ -20,7 +20,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from pasmr_jax import Config
-from pasmr_jax.data.overlap import normalized, texts
+from pasmr_jax.data.overlap import keys, normalized
 from pasmr_jax.data.pools import NAMES, read_pool
 from pasmr_jax.data.questions import Question, read_questions
 
@@ -93,16 +93,11 @@ def compare(
     pivot: language of pivot texts.
   """
   ids = {question.id for questions in seen.values() for question in questions}
-  known = {
-    normalized(text)
-    for questions in seen.values()
-    for question in questions
-    for text in texts(question)
-  }
+  known = {text for questions in seen.values() for one in questions for text in keys(one)}
   everything = [question for questions in tested.values() for question in questions]
   training = [question for pool in seen if pool != "development" for question in seen[pool]]
   trained_ids = {question.id for question in training}
-  trained_texts = {normalized(text) for question in training for text in texts(question)}
+  trained_texts = {text for question in training for text in keys(question)}
   control = None
   if "mgsm" in tested and "gsm8k test" in tested:
     source = {normalized(question.text) for question in tested["gsm8k test"]}
@@ -112,16 +107,13 @@ def compare(
     seen={pool: len(questions) for pool, questions in seen.items()},
     tested={name: len(questions) for name, questions in tested.items()},
     shared_ids=sorted({question.id for question in everything} & ids),
-    shared_texts=sorted(
-      {q.id for q in everything if any(normalized(text) in known for text in texts(q))}
-    ),
+    shared_texts=sorted({question.id for question in everything if keys(question) & known}),
     near_copies=_near_copies(seen, everything, pivot),
     development_in_training=sorted(
       {
         question.id
         for question in seen.get("development", ())
-        if question.id in trained_ids
-        or any(normalized(text) in trained_texts for text in texts(question))
+        if question.id in trained_ids or keys(question) & trained_texts
       }
     ),
     trained=sorted({question.language for question in seen.get("triplets", ())}),

@@ -1,7 +1,7 @@
 """Questions of one pool among those of another, by their text."""
 
 import unicodedata
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 from pasmr_jax.data.questions import Question
 
@@ -12,14 +12,22 @@ def normalized(text: str) -> str:
   return "".join(character for character in folded if character.isalnum())
 
 
-def texts(question: Question) -> Iterable[str]:
-  """What it says in its own language and, where that is known, in the pivot."""
-  return (text for text in (question.text, question.pivot_text) if text is not None)
+def keys(question: Question) -> set[str]:
+  """What it says in its own language and, where that is known, in the pivot, to be compared."""
+  texts = (question.text, question.pivot_text)
+  return {normalized(text) for text in texts if text is not None}
 
 
-def shared(questions: Sequence[Question], others: Iterable[Question]) -> list[Question]:
-  """Those of `questions` of which a text is one of the others', in their order."""
-  known = {normalized(text) for question in others for text in texts(question)}
-  return [
-    question for question in questions if any(normalized(text) in known for text in texts(question))
-  ]
+def shared(
+  pools: Mapping[str, Sequence[Question]], measures: Collection[str]
+) -> dict[tuple[str, str], list[Question]]:
+  """(pool, measure) -> questions of the pool that the measure has too, where there are any."""
+  found = {name: [keys(question) for question in pool] for name, pool in pools.items()}
+  both = {}
+  for measure in measures:
+    known = set[str]().union(*found[measure])
+    for name in (name for name in pools if name not in measures):
+      told = [one for one, own in zip(pools[name], found[name], strict=True) if own & known]
+      if told:
+        both[name, measure] = told
+  return both

@@ -43,10 +43,10 @@ TAUGHT = {
   "target": ("solution",),
   "triplets": ("pivot_text", "solution"),
 }
-_EVALUATED = ("development", "test")
-NAMES = (*TAUGHT, "srl", *_EVALUATED)
+EVALUATED = ("development", "test")
+NAMES = (*TAUGHT, "srl", *EVALUATED)
 _SOLVED = tuple(name for name, fields in TAUGHT.items() if "solution" in fields)
-_TRANSLATED = (*(name for name, fields in TAUGHT.items() if "pivot_text" in fields), *_EVALUATED)
+_TRANSLATED = (*(name for name, fields in TAUGHT.items() if "pivot_text" in fields), *EVALUATED)
 _SOURCE = re.compile(r"(?P<format>\w+):(?P<location>.*?)(?:\[(?P<start>\d*):(?P<stop>\d*)\])?")
 _SET = re.compile(r"(?P<name>\w+)(?:\[(?P<start>\d*):(?P<stop>\d*)\])?")
 _ENGLISH = ("synthetic", "msvamp")  # formats whose references are
@@ -75,7 +75,7 @@ def read_pool(
     FileNotFoundError: a file that is not there.
   """
   languages = pool_languages(name, config)
-  answers = name in _EVALUATED or (name == "srl" and config.feedback.source == "gold")
+  answers = name in EVALUATED or (name == "srl" and config.feedback.source == "gold")
   questions = []
   for source in config.data[name]:
     key = f"data.{name}: source {source!r}"
@@ -101,7 +101,7 @@ def read_pool(
     if foreign:
       taken = [dataclasses.replace(question, pivot_text=None) for question in taken]
     questions += taken
-  if name in _EVALUATED:
+  if name in EVALUATED:
     _check_ids(name, questions)
     _check_targets(name, questions, config)
   check_taught(name, questions)
@@ -185,7 +185,7 @@ def _read_set(
   say: Callable[[str], None],
 ) -> list[Question]:
   match = _SET.fullmatch(source)
-  if match is None or name not in _EVALUATED:
+  if match is None or name not in EVALUATED:
     raise ValueError(f"{key}: an evaluation set is for data.development and data.test only")
 
   def told(text: str) -> None:
@@ -202,7 +202,7 @@ def pool_languages(name: str, config: Config) -> tuple[str, ...]:
   """Languages a pool may hold."""
   if name == "pivot":
     return (config.pivot,)
-  if name in _EVALUATED:
+  if name in EVALUATED:
     return (config.pivot, *config.languages)
   return tuple(config.languages)
 
@@ -211,8 +211,8 @@ def _synthetic(name: str, location: str, language: str, config: Config) -> list[
   if not location.isdecimal():
     raise ValueError(f"data.{name}: found synthetic:{location}, expected a number of problems")
   # Languages have problems of their own, so that more is seen; test sets are parallel.
-  stream = name if name in _EVALUATED else f"{name}/{language}"
-  split = name if name in _EVALUATED else "train"
+  stream = name if name in EVALUATED else f"{name}/{language}"
+  split = name if name in EVALUATED else "train"
   problems = synthetic.problems(split, config.data.seed, stream, int(location))
   solved = name in _SOLVED
   return synthetic.questions(problems, language, prefix=name, with_solution=solved)
@@ -281,6 +281,6 @@ def _read(
     )
     for language in languages
   }
-  if name in _EVALUATED and format == "mgsm":
+  if name in EVALUATED and format == "mgsm":
     pieces = sets.with_references(pieces, config.pivot)
   return list(pieces.values())

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 
 from pasmr_jax import Config
 from pasmr_jax.data import overlap
-from pasmr_jax.data.pools import NAMES, read_pool, unmarked
+from pasmr_jax.data.pools import EVALUATED, NAMES, read_pool, unmarked
 from pasmr_jax.data.questions import Question
 from pasmr_jax.experiment.measures import gold_answer
 from pasmr_jax.parallel.processes import say
@@ -12,7 +12,7 @@ from pasmr_jax.parallel.processes import say
 
 def pools_used(config: Config) -> list[str]:
   """The pools that the run's stages and evaluations read."""
-  used = {"development", "test", *({"srl"} & {*config.stages})}
+  used = {*EVALUATED, *({"srl"} & {*config.stages})}
   for stage in supervised_settings(config):
     used |= {kind for kind, weight in config[stage].mixture.items() if weight > 0}
   return [name for name in NAMES if name in used]
@@ -62,11 +62,8 @@ def _check_solutions(name: str, questions: Sequence[Question], config: Config) -
 
 def tell_overlap(pools: Mapping[str, Sequence[Question]]) -> None:
   """Says which pools that are learned from have questions of those that measure what is learned."""
-  measures = ("development", "test")
-  for measure in measures:
-    for name in (name for name in pools if name not in measures):
-      if found := overlap.shared(pools[name], pools[measure]):
-        say(
-          f"WARNING: data.{name}: {len(found)} of {len(pools[name])} questions are in"
-          f" data.{measure} too, by their text; the first is {found[0].id!r} ({found[0].language})"
-        )
+  for (name, measure), found in overlap.shared(pools, EVALUATED).items():
+    say(
+      f"WARNING: data.{name}: {len(found)} of {len(pools[name])} questions are in"
+      f" data.{measure} too, by their text; the first is {found[0].id!r} ({found[0].language})"
+    )

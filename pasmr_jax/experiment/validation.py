@@ -14,7 +14,7 @@ from typing import Any
 
 from configs import base
 from pasmr_jax import Config
-from pasmr_jax.data.pools import NAMES, set_name
+from pasmr_jax.data.pools import EVALUATED, NAMES, set_name
 from pasmr_jax.data.sets import SETS
 from pasmr_jax.experiment.asking import WAYS
 from pasmr_jax.experiment.reliability import collapse
@@ -163,7 +163,7 @@ def _general(config: Config) -> Iterator[str]:
 def _pools(config: Config, pools: Collection[str]) -> Iterator[str]:
   for name in pools:
     for source in config.data[name]:
-      evaluated = name in ("development", "test")
+      evaluated = name in EVALUATED
       if ":" in source or (evaluated and set_name(source) is not None):
         continue
       if set_name(source) is not None:
@@ -174,7 +174,7 @@ def _pools(config: Config, pools: Collection[str]) -> Iterator[str]:
         )
       else:
         yield f"data.{name} has source {source!r}; expected FORMAT:LOCATION"
-  for name in ("development", "test"):
+  for name in EVALUATED:
     if name in pools and not config.data[name]:
       yield f"data.{name} is empty; expected questions with answers"
 
@@ -199,7 +199,7 @@ def _training(config: Config) -> Iterator[str]:
       f"srl.questions is {config.srl.questions}; expected at least {fewest}, two a process, with"
       " feedback.source=shuffled: votes are those of the next question"
     )
-  for name in ("development", "test"):
+  for name in EVALUATED:
     shared = set(config.data[name]) & set(config.data.srl)
     if any(not source.startswith("synthetic:") for source in shared):
       yield f"data.srl and data.{name} share {sorted(shared)}; expected disjoint sources"

@@ -15,5 +15,8 @@ def test_a_question_is_found_by_its_text_or_its_original():
     Question("y", "sw", "Anna ana matofaa 9", pivot_text="anna has 9 apples"),
     Question("z", "de", "Anna hat 80 Äpfel."),
   ]
-  assert [question.id for question in shared(learned, asked)] == ["a", "c"]
-  assert not shared(learned, asked[2:])
+  found = shared({"triplets": learned, "test": asked}, ["test"])
+  assert {pools: [one.id for one in some] for pools, some in found.items()} == {
+    ("triplets", "test"): ["a", "c"]
+  }
+  assert not shared({"triplets": learned, "test": asked[2:]}, ["test"])
