@@ -171,12 +171,13 @@ def _read_hugging_face(path: str) -> Any:
     if _has_vocabulary(pathlib.Path(folder)):
       return AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
   except (OSError, ValueError, KeyError, RecursionError) as error:
-    raise ValueError(
-      f"tokenizer {path}: expected a .model or .gguf file, a folder with tokenizer.json, or a"
-      f" hub id; transformers says: {error}"
-    ) from error
+    raise ValueError(f"{_expected_source(path)}; transformers says: {error}") from error
+  raise ValueError(f"{_expected_source(path)}; {folder} holds no vocabulary")
+
+
+def _expected_source(path: str) -> str:
   kinds = ", or ".join(" and ".join(patterns) for patterns in _VOCABULARY_FILES)
-  raise ValueError(f"tokenizer {path}: {folder} holds no vocabulary; expected {kinds}")
+  return f"tokenizer {path}: expected a .model or .gguf file, a hub id, or a folder with {kinds}"
 
 
 def _has_vocabulary(folder: pathlib.Path) -> bool:

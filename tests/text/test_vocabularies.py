@@ -119,7 +119,9 @@ def test_a_folder_without_a_vocabulary_is_refused(paths, tmp_path, family):
   (tmp_path / "vocab.json").write_text("{}")  # half of one
   named = {"bos_token": "<bos>", "eos_token": "<eos>", "pad_token": "<pad>"}
   (tmp_path / "tokenizer_config.json").write_text(json.dumps(named))
-  said = rf"{tmp_path} holds no vocabulary; expected tokenizer\.json, .*vocab\.json and merges"
+  said = (
+    rf"a folder with tokenizer\.json, .*vocab\.json and merges.*; {tmp_path} holds no vocabulary"
+  )
   with pytest.raises(ValueError, match=said):
     read_vocabulary(str(tmp_path))
 
