@@ -83,9 +83,9 @@ def main(_):
   run = make_run(config, workdir, pools)
   with exits.told(workdir), jax.set_mesh(run.mesh):
     if STAGE.value == "pretrained":
-      params, checkpoint = run.pretrained_params(), "pretrained"
+      params, checkpoint = run.origins.pretrained_params(), "pretrained"
     else:
-      params, step = run.checkpoint_params(stage, STEP.value)
+      params, step = run.origins.checkpoint_params(stage, STEP.value)
       checkpoint = f"{stage}_{step}"
     name = NAME.value or results_name(checkpoint, config)
     Evaluator(run, progress=config.log.progress).write(

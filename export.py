@@ -58,9 +58,9 @@ def main(_):
   with exits.told(out), jax.set_mesh(run.mesh):
     if stage == PRETRAINED:
       checkpoint = stage
-      export(run, run.pretrained_params(), checkpoint, out, DTYPE.value)
-    elif MERGE_LORA.value or not run.has_adapters(stage):
-      params, step = run.checkpoint_params(stage, STEP.value)
+      export(run, run.origins.pretrained_params(), checkpoint, out, DTYPE.value)
+    elif MERGE_LORA.value or not run.origins.has_adapters(stage):
+      params, step = run.origins.checkpoint_params(stage, STEP.value)
       checkpoint = f"{stage}_{step}"
       export(run, params, checkpoint, out, DTYPE.value)
     else:
@@ -68,7 +68,7 @@ def main(_):
         raise ValueError(
           f"--dtype={DTYPE.value}: adapters are float32; expected no --dtype, or --merge_lora"
         )
-      adapters, settings, origin, step = run.checkpoint_adapters(stage, STEP.value)
+      adapters, settings, origin, step = run.origins.checkpoint_adapters(stage, STEP.value)
       checkpoint = f"{stage}_{step}"
       export_adapters(run, adapters, settings, origin, checkpoint, out)
   say(f"exported {checkpoint} to {out}")

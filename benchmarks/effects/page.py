@@ -34,7 +34,7 @@ from benchmarks.effects.results import (
   throughput,
 )
 from pasmr_jax.experiment.comparison import MIN_DIFFERING
-from pasmr_jax.experiment.setup import base_model
+from pasmr_jax.experiment.origins import base_model
 
 
 def main_table(results: Results) -> str:

@@ -20,7 +20,7 @@ from benchmarks.effects.arms import ARMS, CONTINUED, SOURCES, mean_and_error
 from benchmarks.effects.plan import BEFORE, Arm, Study, metric_lines
 from pasmr_jax import Config
 from pasmr_jax.experiment.comparison import compare, read_scores
-from pasmr_jax.experiment.setup import source
+from pasmr_jax.experiment.origins import source
 from pasmr_jax.models.pretrained import load_config
 
 WAYS = ("greedy", "sampled")

@@ -2,16 +2,15 @@
 
 `Evaluator.write` narrates an evaluation: the questions are asked in chunks (`asking.py`), each
 process its share; every chunk's answers are judged (`measures.judge`), written down (`items.py`)
-and, in the end, summed up (`measures.measure`). An evaluation that was interrupted asks what it has
-not asked yet. `judge_accuracy` measures the method itself: how often the label that self-feedback
-would train on is right, and how often the reward is.
+and, in the end, summed up (`measures.measure`, `result_files.py`). An evaluation that was
+interrupted asks what it has not asked yet. `judge_accuracy` measures the method itself: how often
+the label that self-feedback would train on is right, and how often the reward is.
 """
 
 import collections
 import dataclasses
 import itertools
 import json
-import pathlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -29,7 +28,6 @@ from pasmr_jax.experiment.items import (
   Response,
   to_line,
   to_response,
-  write_whole,
 )
 from pasmr_jax.experiment.measures import (
   gold_answer,
@@ -39,16 +37,16 @@ from pasmr_jax.experiment.measures import (
   reads_otherwise,
   summarize,
 )
+from pasmr_jax.experiment.origins import base_model
 from pasmr_jax.experiment.reliability.identity import tokenizer_checksum
-from pasmr_jax.experiment.setup import Run, Stage, base_model
+from pasmr_jax.experiment.result_files import ResultFiles
+from pasmr_jax.experiment.setup import Run, Stage
 from pasmr_jax.feedback import language_id
 from pasmr_jax.learning.update import TrainState
 from pasmr_jax.models.lora import merged
 from pasmr_jax.parallel import processes
 from pasmr_jax.rollout.requests import stable_id
 from pasmr_jax.stages.self_feedback import Clock, SelfFeedbackStage
-
-_WAYS = ("greedy", "sampled")  # of answering a test
 
 
 def judge_accuracy(
@@ -196,9 +194,9 @@ class Evaluator:
     params = self.engine.lay_out(merged(state.whole(), self.run.model.dtype))
     questions, pivot = self._questions["development"], self.run.config.pivot
     found = {}
-    for way, temperature, _ in self._ways():
+    for decoding, temperature, _ in self._decodings():
       summary = summarize(self._answer(params, questions, temperature, samples=1), pivot)
-      prefix = "" if way == "greedy" else f"{way}/"
+      prefix = "" if decoding == "greedy" else f"{decoding}/"
       found |= {f"{prefix}{name}": value for name, value in summary.items()}
     del params
     if self._judged and isinstance(stage, SelfFeedbackStage):
@@ -207,77 +205,22 @@ class Evaluator:
 
   def test(self, stage: str) -> None:
     """Evaluates the stage's last checkpoint on the test pool, unless that was done before."""
-    differing = self._standing(stage, self._made_of(self._fingerprint()))
+    files = ResultFiles(self.run.workdir, stage)
+    differing = files.differing(self._made_of(self._fingerprint()))
     if differing:
       processes.say(f"{stage}: asked again (other {differing})")
     if differing == "":
       # It may have been killed between writing the results and removing these.
-      self._remove_partials(stage)
+      files.remove_partials()
     else:
-      params, _ = self.run.checkpoint_params(stage, "last")
+      params, _ = self.run.origins.checkpoint_params(stage, "last")
       self.write(params, stage)
 
   def take_back(self, stage: str) -> None:
     """Removes the results of a stage that is about to be trained on, and answers of a part."""
-    self._remove_results(stage)
-    self._remove_partials(stage)
-
-  def _results(self, name: str) -> pathlib.Path:
-    return self.run.workdir / "results" / f"{name}.json"
-
-  def _settings(self, name: str) -> pathlib.Path:
-    return self.run.workdir / "results" / f"{name}.settings"
-
-  def _remove_results(self, name: str) -> None:
-    """All but the items of ways that are asked for, which are written before."""
-    asked = {way for way, _, _ in self._ways()}
-    if processes.process_index() == 0:
-      self._results(name).unlink(missing_ok=True)
-      self._settings(name).unlink(missing_ok=True)
-      for way in _WAYS:
-        if way not in asked:
-          self._items(name, way).unlink(missing_ok=True)
-
-  def _standing(self, name: str, made_of: Mapping[str, Any]) -> str | None:
-    """What the results of that name were made of otherwise, None if there are none.
-
-    The first process alone looks, for what others see of its files may be late, and tells all.
-
-    Raises:
-      ValueError: in every process, what they were made of cannot be read.
-    """
-    differing, broken = None, ""
-    if processes.process_index() == 0 and self._results(name).exists():
-      try:
-        differing = self._differing(name, made_of)
-      except ValueError as error:
-        broken = str(error)
-    differing, broken = json.loads(processes.gather_text(json.dumps([differing, broken]))[0])
-    if broken:
-      raise ValueError(broken)
-    return differing
-
-  def _differing(self, name: str, made_of: Mapping[str, Any]) -> str:
-    """The keys that were otherwise; '' also if that is not known."""
-    if not self._settings(name).exists():
-      return ""
-    try:
-      before = json.loads(self._settings(name).read_text("utf-8"))
-    except ValueError as error:
-      raise ValueError(f"{self._settings(name)}: {error}; remove it to ask again") from error
-    now = json.loads(json.dumps(made_of))  # as it comes back from the file
-    return ", ".join(sorted(key for key in before.keys() & now.keys() if before[key] != now[key]))
-
-  def _items(self, name: str, way: str) -> pathlib.Path:
-    return self.run.workdir / "results" / f"{name}_{way}.jsonl"
-
-  def _partial(self, name: str, way: str) -> pathlib.Path:
-    return self.run.workdir / "results" / f"{name}_{way}.partial.jsonl"
-
-  def _remove_partials(self, name: str) -> None:
-    if processes.process_index() == 0:
-      for way in _WAYS:  # also one that is not asked for any more
-        self._partial(name, way).unlink(missing_ok=True)
+    files = ResultFiles(self.run.workdir, stage)
+    files.remove(but=[decoding for decoding, _, _ in self._decodings()])
+    files.remove_partials()
 
   def write(self, params: Any, name: str, *, overwrite: bool = True) -> None:
     """Evaluates parameters on the test pool, going on where an interrupted evaluation stopped.
@@ -299,34 +242,25 @@ class Evaluator:
     references = {(q.language, q.id): q.pivot_text for q in questions if q.pivot_text}
     fingerprint = self._fingerprint() | {"parameters": checksum}
     made_of = self._made_of(fingerprint)
+    files = ResultFiles(self.run.workdir, name)
     if not overwrite:
-      self._expect_free(name, made_of)
+      files.expect_free(made_of)
     measures = {}
-    for way, temperature, samples in self._ways():
+    for decoding, temperature, samples in self._decodings():
       settings = fingerprint | {"temperature": temperature, "samples": samples}
-      partial = PartialItems(self._partial(name, way), settings)
-      items = self._answer(params, questions, temperature, samples, partial, f"{name}, {way}")
-      write_whole(self._items(name, way), "\n".join(map(to_line, items)) + "\n")
-      measures[way] = measure(items, references, config.pivot, config.evaluation.scoring)
-    self._remove_results(name)  # never are they beside settings of others
-    write_whole(self._settings(name), json.dumps(made_of, indent=2) + "\n")
-    write_whole(self._results(name), json.dumps(measures, indent=2) + "\n")
-    self._remove_partials(name)
+      partial = PartialItems(files.partial(decoding), settings)
+      items = self._answer(params, questions, temperature, samples, partial, f"{name}, {decoding}")
+      files.write_items(decoding, items)
+      measures[decoding] = measure(items, references, config.pivot, config.evaluation.scoring)
+    files.write(measures, made_of)
 
-  def _expect_free(self, name: str, made_of: Mapping[str, Any]) -> None:
-    """Raises ValueError, in every process, if the results of that name are of something else."""
-    if differing := self._standing(name, made_of):
-      raise ValueError(
-        f"{self._results(name)} is of another evaluation (other {differing}); expected another"
-        f" --name, or --name={name} to overwrite it"
-      )
-
-  def _ways(self) -> list[tuple[str, float, int]]:
-    """Each way of sampling, its temperature, and samples a test question."""
+  def _decodings(self) -> list[tuple[str, float, int]]:
+    """Each decoding, its temperature, and samples a test question."""
     evaluation = self.run.config.evaluation
-    ways = [("greedy", 0.0, 1)]
-    sampled = ("sampled", evaluation.temperature, evaluation.samples)
-    return [*ways, sampled] if evaluation.sampled else ways
+    decodings = [("greedy", 0.0, 1)]
+    if evaluation.sampled:
+      decodings.append(("sampled", evaluation.temperature, evaluation.samples))
+    return decodings
 
   def _fingerprint(self) -> dict[str, Any]:
     """All that test answers depend on but parameters and sampling, as a file can hold it."""
@@ -362,7 +296,7 @@ class Evaluator:
     """All that results depend on: the answers' fingerprint, and how they are drawn and judged."""
     return {
       **fingerprint,
-      "sampling": self._ways(),
+      "sampling": self._decodings(),
       "evaluation.scoring": self.run.config.evaluation.scoring,
       "languages": tuple(self.run.config.languages),
       "gold answers": stable_id("\0".join(str(q.answer) for q in self._questions["test"])),

@@ -14,9 +14,10 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from pasmr_jax import Config
+from pasmr_jax.experiment.origins import source
 from pasmr_jax.experiment.reliability.identity import published
 from pasmr_jax.experiment.reliability.recovery import steps_in
-from pasmr_jax.experiment.setup import Run, parameter_count, source
+from pasmr_jax.experiment.setup import Run, parameter_count
 from pasmr_jax.models import pretrained
 from pasmr_jax.models.lora import LoraSettings
 from pasmr_jax.models.peft import Base, write_adapters
@@ -76,7 +77,7 @@ def export_adapters(
     run: of the adapters.
     adapters: their tree, all of it addressable by this process.
     settings: of the adapters.
-    origin: what they are on (experiment/setup.py).
+    origin: what they are on (experiment/origins.py).
     checkpoint: what they are, such as 'srl_300', for the model card.
     folder: does not exist, or is empty.
 
@@ -278,13 +279,13 @@ def _scores(workdir: pathlib.Path, checkpoint: str, codes: list[str]) -> Iterato
   """What is in `results/`, that of this checkpoint first."""
   own, others = [], []
   for file in sorted((workdir / "results").glob("*.json")):
-    ways: Mapping[str, Any] = json.loads(file.read_text("utf-8"))
-    for way, measures in ways.items():
+    by_decoding: Mapping[str, Any] = json.loads(file.read_text("utf-8"))
+    for decoding, measures in by_decoding.items():
       found = [measures.get(f"accuracy/{code}") for code in codes]
       if any(value is not None for value in found):
         cells = ["-" if value is None else f"{100 * value:.1f}" for value in found]
         rows = own if _measures(file.stem, checkpoint, workdir) else others
-        rows.append(f"| {file.stem}, {way} | {' | '.join(cells)} |")
+        rows.append(f"| {file.stem}, {decoding} | {' | '.join(cells)} |")
   head = f"| | {' | '.join(codes)} |\n|---|{'---|' * len(codes)}"
   yield "\n".join(["Accuracy in %, by language:\n", head, *own] if own else ["Not evaluated."])
   if others:

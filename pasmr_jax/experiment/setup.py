@@ -2,11 +2,7 @@
 
 `Run` holds what lasts (mesh, model, tokenizer, questions); `Run.make_stage` builds a stage;
 `Run.start` gives its state: the newest checkpoint's, or a new one from the parameters the stage
-begins with (`start_params`: the stage before, another run, pretrained weights, or random ones).
-
-With `config.lora` the stages pam and srl train one set of adapters, handed from stage to stage, on
-the weights that the first of them begins with. An `origin` names those weights in each checkpoint,
-as 'checkpoint:FOLDER', 'pretrained:NAME' or 'seed:NUMBER', and they are read from there again.
+begins with (`Run.origins`).
 """
 
 import dataclasses
@@ -19,36 +15,29 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
-import jax.numpy as jnp
-import numpy as np
 
 from pasmr_jax import Config
 from pasmr_jax.data import synthetic
 from pasmr_jax.data.batches import fit_examples, question_iterator, supervised_iterator
 from pasmr_jax.data.questions import Question
 from pasmr_jax.experiment.checkpoint import Checkpoints, Progress
+from pasmr_jax.experiment.origins import Origins, source
 from pasmr_jax.experiment.questions import (
   pools_used,
   read_pools,
   supervised_settings,
   tell_overlap,
 )
-from pasmr_jax.experiment.reliability.checksums import checkpoint_checksum
-from pasmr_jax.experiment.reliability.identity import flatten, ids_checksum, published
-from pasmr_jax.experiment.reliability.recovery import last_stage, read_record
 from pasmr_jax.feedback import language_id
 from pasmr_jax.learning.optim import make_optimizer
 from pasmr_jax.learning.update import Learner, TrainState
-from pasmr_jax.models import lora, pretrained
+from pasmr_jax.models import pretrained
 from pasmr_jax.models.config import COMPUTED, TransformerConfig
-from pasmr_jax.models.transformer import as_computed, init_params, output_table, param_shapes
+from pasmr_jax.models.transformer import as_computed
 from pasmr_jax.parallel import rules
 from pasmr_jax.parallel.mesh import (
-  abstract,
-  adapter_shardings,
   make_mesh,
   param_shardings,
-  replicated,
 )
 from pasmr_jax.parallel.processes import process_count, process_index, say
 from pasmr_jax.rollout.engine import Engine
@@ -74,220 +63,24 @@ class Run:
   shardings: Any  # of parameters in training
   pools: dict[str, list[Question]]  # every pool that a stage or an evaluation uses
 
+  @functools.cached_property
+  def origins(self) -> Origins:
+    """Where the parameters of stages and checkpoints come from."""
+    return Origins(self.config, self.workdir, self.mesh, self.tokenizer, self.model, self.shardings)
+
   def engine(self, slots: int) -> Engine:
     return make_engine(self.config, self.model, self.mesh, self.tokenizer.vocab_size, slots)
-
-  # Parameters a stage begins with.
-
-  def start_params(self, stage: str) -> Any:
-    """All parameters at step 0 of `stage`, the same at every call."""
-    return self._load(self._origin(stage), self.workdir)
-
-  def _origin(self, stage: str) -> str:
-    """Names what `start_params` gives."""
-    place = self.config.stages.index(stage)
-    if place > 0:
-      before = self.config.stages[place - 1]
-      return f"checkpoint:checkpoints/{before}/{self._newest(self.workdir, before)}"
-    if self.config.init_from:
-      other = pathlib.Path(self.config.init_from).absolute()
-      try:
-        last = last_stage(other)
-      except ValueError as error:
-        raise ValueError(f"init_from: {error}") from error
-      folder = other / "checkpoints" / last / str(self._newest(other, last))
-      self._expect_own_tokenizer(folder)
-      return f"checkpoint:{folder}"
-    if self.config.model.pretrained:
-      return f"pretrained:{base_model(self.config)}"
-    return f"seed:{self.config.seed}"
-
-  def _expect_own_tokenizer(self, folder: pathlib.Path) -> None:
-    """Raises ValueError if another run's checkpoint was trained with another tokenizer."""
-    identity = read_record(folder).get("identity", {})  # an older one says nothing of ids
-    if identity.get("ids", "") in ("", self._ids_checksum):
-      return
-    own = flatten(self.config)
-    differences = [
-      f"{key} was {was!r}, is {own.get(key)!r}"
-      for key, was in sorted(identity["config"].items())
-      if key.startswith("tokenizer.") and was != own.get(key)
-    ]
-    raise ValueError(
-      f"init_from: {folder} was trained with another tokenizer, whose ids mean other tokens"
-      + f" ({'; '.join(differences)})" * bool(differences)
-      + "; expected the one of this run"
-    )
-
-  @functools.cached_property
-  def _ids_checksum(self) -> str:
-    return ids_checksum(self.tokenizer)
-
-  def _newest(self, workdir: pathlib.Path, stage: str) -> int:
-    with self._reading(workdir, stage) as checkpoints:
-      return checkpoints.find("last")
-
-  def _load(self, origin: str, workdir: pathlib.Path) -> Any:
-    """What an origin names; folders are relative to `workdir`."""
-    kind, _, name = origin.partition(":")
-    if kind == "checkpoint":
-      folder = workdir / name
-      return self.checkpoint_params(folder.parent.name, folder.name, folder.parents[2])[0]
-    if kind == "pretrained":
-      found = base_model(self.config)
-      if found != name:
-        raise ValueError(f"model.pretrained is {found!r}; expected {name!r}, that adapters are for")
-      return self.pretrained_params()
-    key = jax.random.fold_in(jax.random.key(int(name)), stable_id("parameters"))
-    initialize = jax.jit(lambda key: init_params(self.model, key), out_shardings=self.shardings)
-    return initialize(key)
-
-  def start_trained(self, stage: str) -> Any:
-    """What the stage trains, at step 0: all parameters, or adapters."""
-    if not self.has_adapters(stage):
-      return self.start_params(stage)
-    before = self.config.stages[: self.config.stages.index(stage)]
-    if any(self.has_adapters(earlier) for earlier in before):
-      return self.checkpoint_adapters(before[-1], "last")[0]
-    shapes = self._abstract_adapters(lora_settings(self.config))
-    shardings = jax.tree.map(lambda leaf: leaf.sharding, shapes)
-    key = jax.random.fold_in(jax.random.key(self.config.seed), stable_id("adapters"))
-    return jax.jit(lambda key: lora.init_adapters(shapes, key), out_shardings=shardings)(key)
-
-  def _abstract_trained(self, stage: str) -> Any:
-    """Shapes of what the stage trains."""
-    if self.has_adapters(stage):
-      return self._abstract_adapters(lora_settings(self.config))
-    return self.abstract_params()
-
-  def _abstract_adapters(self, settings: lora.LoraSettings) -> Any:
-    shapes = lora.adapter_shapes(param_shapes(self.model), settings)
-    return abstract(shapes, adapter_shardings(self.model, self.mesh, rules.TRAINING, settings))
-
-  def has_adapters(self, stage: str) -> bool:
-    """Whether a stage trains adapters; the built-in corpus' base model is made whole."""
-    return self.config.lora.rank > 0 and stage != "base"
-
-  def _frozen(self) -> lora.Frozen:
-    """The weights under this run's adapters."""
-    first = next(stage for stage in self.config.stages if self.has_adapters(stage))
-    origin = self._origin(first)
-    params = self._load(origin, self.workdir)
-    self._check_delimiters(params)
-    return lora.Frozen(params, lora_settings(self.config), origin)
-
-  def _check_delimiters(self, params: Any) -> None:
-    """Raises ValueError if delimiters have rows that nothing was learned for: adapters keep them.
-
-    Some vocabularies (Llama 3's) have reserved tokens whose rows are all but zero, and so is then
-    the logit of each of them.
-    """
-    ids = [*self.tokenizer.open_ids, *self.tokenizer.close_ids]
-    table = output_table(params, self.model)
-    measure = jax.jit(
-      lambda table: jnp.abs(table.astype(jnp.float32)).mean(axis=1),
-      out_shardings=replicated(self.mesh),
-    )
-    sizes = np.asarray(measure(table))
-    if sizes[ids].min() < 0.1 * np.median(sizes):
-      raise ValueError(
-        f"tokenizer.open and tokenizer.close are {self.tokenizer.open_delimiter!r} and"
-        f" {self.tokenizer.close_delimiter!r}, whose embeddings were never trained and with"
-        f" lora.rank={self.config.lora.rank} never are; expected other tokens or texts, such as"
-        " '<pivot>' and '</pivot>' with tokenizer.delimiters=tags"
-      )
-
-  def pretrained_params(self) -> Any:
-    """Those of model.pretrained, with rows for delimiters that its vocabulary lacks."""
-    return pretrained.load_params(
-      source(self.config.model),
-      self.model,
-      self.shardings,
-      self.model.param_dtype,
-      new_rows=self.tokenizer.added,
-      show_progress=self.config.log.progress and process_index() == 0,
-    )
-
-  def checkpoint_params(
-    self, stage: str, which: str, workdir: pathlib.Path | None = None
-  ) -> tuple[Any, int]:
-    """All parameters of a checkpoint, adapters merged into theirs, and its step.
-
-    Args:
-      stage: its stage.
-      which: `last`, `best` (by checkpoint.metric) or a step's number.
-      workdir: of another run; None is this one.
-
-    Raises:
-      ValueError: there is no such checkpoint, or it is of another model.
-    """
-    workdir = self.workdir if workdir is None else workdir
-    with self._reading(workdir, stage) as checkpoints:
-      step = checkpoints.find(which)
-      found = checkpoints.adapters(step)
-      if found is None:
-        return checkpoints.restore_params(self.abstract_params(), self.model, step), step
-      folder = checkpoints.directory / str(step)
-    adapters, settings, origin, step = self.checkpoint_adapters(stage, str(step), workdir)
-    base = self._load(self._found_again(origin, folder, workdir), workdir)
-    return lora.merged(lora.Adapted(base, adapters, settings.scale)), step
-
-  def checkpoint_adapters(
-    self, stage: str, which: str, workdir: pathlib.Path | None = None
-  ) -> tuple[Any, lora.LoraSettings, str, int]:
-    """The adapters of a checkpoint, their settings, their base's origin, and its step.
-
-    Takes what `checkpoint_params` takes.
-
-    Raises:
-      ValueError: there is no such checkpoint, it is of another model, or it has no adapters.
-    """
-    with self._reading(self.workdir if workdir is None else workdir, stage) as checkpoints:
-      step = checkpoints.find(which)
-      found = checkpoints.adapters(step)
-      if found is None:
-        raise ValueError(f"{checkpoints.directory / str(step)} holds all weights, not adapters")
-      settings, origin = found
-      abstract = self._abstract_adapters(settings)
-      return checkpoints.restore_params(abstract, self.model, step), settings, origin, step
-
-  def _found_again(self, origin: str, folder: pathlib.Path, workdir: pathlib.Path) -> str:
-    """The origin of a checkpoint's adapters, or where `init_from` has the same if it is gone.
-
-    Raises:
-      ValueError: it is gone, and `init_from` has nothing that is known to be the same.
-    """
-    kind, _, name = origin.partition(":")
-    if kind != "checkpoint" or (workdir / name).exists():
-      return origin
-    named, others = pathlib.Path(self.config.init_from).absolute(), pathlib.Path(name)
-    own = workdir.absolute() == self.workdir.absolute()  # whose init_from is known
-    if own and self.config.init_from and others.is_absolute():
-      moved = named.joinpath(*others.parts[-3:])
-      known = read_record(folder).get("identity", {}).get("weights", "")
-      if known and known == checkpoint_checksum(moved):
-        return f"checkpoint:{moved}"
-    raise ValueError(
-      f"{folder} holds adapters on {workdir / name}, which is gone; expected it there, or the same"
-      " in the run that init_from names"
-    )
-
-  def _reading(self, workdir: pathlib.Path, stage: str) -> Checkpoints:
-    return Checkpoints(workdir, stage, self.config.checkpoint, read_only=True)
-
-  def abstract_params(self) -> Any:
-    return abstract(param_shapes(self.model), self.shardings)
 
   # Stages.
 
   def start(self, stage: Stage, checkpoints: Checkpoints) -> tuple[TrainState, Progress]:
     """The stage's newest checkpoint, its data put back in place; or step 0."""
     average = isinstance(stage, SelfFeedbackStage) and self.config.feedback.teacher == "ema"
-    frozen = self._frozen() if self.has_adapters(stage.name) else None
+    frozen = self.origins.frozen() if self.origins.has_adapters(stage.name) else None
     if checkpoints.latest_step() is None:
-      return stage.learner.init(self.start_trained(stage.name), average, frozen), Progress()
+      return stage.learner.init(self.origins.start_trained(stage.name), average, frozen), Progress()
     # Nothing but shapes: a second state beside the restored one may be too much.
-    shapes = stage.learner.abstract(self._abstract_trained(stage.name), average, frozen)
+    shapes = stage.learner.abstract(self.origins.abstract_trained(stage.name), average, frozen)
     state, data, progress = checkpoints.restore(shapes, self.model)
     stage.restore_data(data)
     say(f"{stage.name}: going on from step {int(state.step)} in {checkpoints.directory}")
@@ -379,8 +172,8 @@ class Run:
 
   def _reference(self) -> Any:
     """What self-feedback began with: its adapters, or all weights in the compute dtype."""
-    params = self.start_trained("srl")
-    return params if self.has_adapters("srl") else as_computed(params, self.model)
+    params = self.origins.start_trained("srl")
+    return params if self.origins.has_adapters("srl") else as_computed(params, self.model)
 
   def _learner(self, stage: str) -> Learner:
     return make_learner(self.config, stage, self.model, self.tokenizer.vocab_size)
@@ -467,25 +260,9 @@ def make_engine(
   )
 
 
-def lora_settings(config: Config) -> lora.LoraSettings:
-  """`config.lora`, whose rank is not 0."""
-  return lora.LoraSettings(config.lora.rank, config.lora.alpha, tuple(config.lora.targets))
-
-
 def needs_reference(config: Config) -> bool:
   """Whether self-feedback holds the frozen stage-1 parameters."""
   return config.srl.kl_coef > 0 or config.feedback.teacher == "reference"
-
-
-def source(model: Config) -> str:
-  """Path or hub id of the pretrained model, with its revision as `id@revision`."""
-  return f"{model.pretrained}@{model.revision}" if model.revision else model.pretrained
-
-
-def base_model(config: Config) -> str:
-  """`source`, but of a file or folder only its name: it may be moved, and no path is published."""
-  name = published(config.model.pretrained)
-  return source(config.model) if name == config.model.pretrained else name
 
 
 def keep_compiled(config: Config, workdir: pathlib.Path) -> None:

@@ -11,6 +11,7 @@ from rich.table import Table
 
 from pasmr_jax import Config
 from pasmr_jax.experiment.questions import pools_used
+from pasmr_jax.experiment.result_files import DECODINGS
 from pasmr_jax.experiment.scoring import SCORINGS
 from pasmr_jax.experiment.setup import Run, parameter_count
 from pasmr_jax.parallel.mesh import replication_notes
@@ -23,7 +24,7 @@ def print_start(run: Run) -> None:
   if process_index() != 0:
     return
   config, model = run.config, run.model
-  count = parameter_count(run.abstract_params())
+  count = parameter_count(run.origins.abstract_params())
   devices = jax.devices()
   mesh = " x ".join(f"{size} {name}" for name, size in run.mesh.shape.items())
   source = config.model.pretrained or "random initialisation"
@@ -75,15 +76,15 @@ def print_accuracy(workdir: pathlib.Path, config: Config, names: Sequence[str]) 
   found = {name: json.loads((results / f"{name}.json").read_text("utf-8")) for name in names}
   languages = (config.pivot, *config.languages)
   console = Console(width=max(80, 16 + 8 * (len(languages) + 1)))
-  for way in ("greedy", "sampled"):
-    table = Table(title=f"test accuracy, {way}, in %")
+  for decoding in DECODINGS:
+    table = Table(title=f"test accuracy, {decoding}, in %")
     for column in ("after", *languages, "targets"):
       table.add_column(column, justify="left" if column == "after" else "right")
-    for name, ways in found.items():
-      if way not in ways:
+    for name, measures in found.items():
+      if decoding not in measures:
         continue
-      cells = [ways[way].get(f"accuracy/{language}") for language in languages]
-      cells.append(ways[way].get("target_accuracy"))
+      cells = [measures[decoding].get(f"accuracy/{language}") for language in languages]
+      cells.append(measures[decoding].get("target_accuracy"))
       table.add_row(name, *("-" if cell is None else f"{100 * cell:.1f}" for cell in cells))
     if table.row_count:
       console.print(table)
@@ -102,13 +103,13 @@ _COLUMNS = (
 
 
 def print_measures(workdir: pathlib.Path, config: Config, name: str) -> None:
-  """Everything in `results/NAME.json`: a table a way of sampling, languages down, in %."""
+  """Everything in `results/NAME.json`: a table a decoding, languages down, in %."""
   if process_index() != 0:
     return
   found = json.loads((workdir / "results" / f"{name}.json").read_text("utf-8"))
   console = Console(width=120)
-  for way, measures in found.items():
-    console.print(_measures_table(f"{name}, {way}, in %", config, measures))
+  for decoding, measures in found.items():
+    console.print(_measures_table(f"{name}, {decoding}, in %", config, measures))
     evaluation = config.evaluation
     rules = [
       f"{rule[len('rule/') :]} {100 * share:.1f}"

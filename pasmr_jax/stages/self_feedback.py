@@ -4,11 +4,13 @@
 
 1. `_sample` G responses a question from the policy, split each into translation and reasoning, and
 2. have each distinct translation solved K times in the pivot language by the teacher: as soon as it
-   is closed, beside the responses that are still being written, where the teacher is the policy;
+   is closed, beside the responses that are still being written, where the teacher is the policy
+   (`translations.py`);
 3. `score_questions` (feedback/rewards.py) turns the answers into rewards: no gold, no reward model;
 4. `_advantages` compares the responses of a question with each other;
 5. `_assemble` lays out the most telling rows as arrays, with the log-probabilities they were drawn
-   with, and scores them under the frozen reference and, if several updates follow, the old policy.
+   with (`experience.py`), and scores them under the frozen reference and, if several updates
+   follow, the old policy.
 
 `update` then takes the policy-gradient steps. Rows R = B questions * G responses.
 """
@@ -34,44 +36,12 @@ from pasmr_jax.rollout.engine import Engine, Served
 from pasmr_jax.rollout.requests import Request, Rollouts, Usage, Watch
 from pasmr_jax.rollout.sampling import Sampling, make_sampling
 from pasmr_jax.stages import packing
+from pasmr_jax.stages.experience import Experience, Sample, policy_row, rollout_records
 from pasmr_jax.stages.supervised import to_sequences
+from pasmr_jax.stages.translations import Solutions, Translations
 from pasmr_jax.text import prompts
 from pasmr_jax.text.answers import read_answer, read_gold
 from pasmr_jax.text.tokenizer import Tokenizer
-
-
-@dataclasses.dataclass(frozen=True)
-class Sample:
-  """One response and what was found in it."""
-
-  prompt: list[int]
-  ids: np.ndarray  # int32, the stop id included
-  sampler_logprobs: np.ndarray  # float32, one a token, of the policy as sampled
-  response: prompts.Response
-  answer: votes.Value | None
-
-
-@dataclasses.dataclass(frozen=True)
-class Solutions:
-  """The teacher's K pivot solutions of one translation."""
-
-  texts: tuple[str, ...]
-  answers: tuple[votes.Value | None, ...]
-
-
-NO_SOLUTIONS = Solutions((), ())
-
-
-@dataclasses.dataclass(frozen=True)
-class Experience:
-  """One step's questions, what the policy made of them and how it was judged; B of each."""
-
-  questions: list[Question]
-  groups: list[list[Sample]]
-  solved: list[list[Solutions]]
-  scored: list[list[rewards.Scored]]
-  judged: list[rewards.Rewards]
-  usage: Usage
 
 
 @dataclasses.dataclass
@@ -128,19 +98,7 @@ class SelfFeedbackStage:
     experience = self.judge(state, questions, step, clock)
     reasoning, understanding = self._advantages(experience.judged)
     seen = self._summary(experience)
-    self.rollouts = [
-      _rollout_record(self.config.pivot, *parts)
-      for parts in zip(
-        questions,
-        experience.groups,
-        experience.solved,
-        experience.scored,
-        experience.judged,
-        reasoning,
-        understanding,
-        strict=True,
-      )
-    ]
+    self.rollouts = rollout_records(experience, self.config.pivot, reasoning, understanding)
     clock.lap("host")
 
     batches, packed = self._assemble(state, experience, reasoning, understanding)
@@ -164,18 +122,18 @@ class SelfFeedbackStage:
 
   def judge(
     self, state: TrainState, questions: Sequence[Question], step: int, clock: "Clock"
-  ) -> "Experience":
+  ) -> Experience:
     """Samples responses, solves their translations and rewards them; learns nothing."""
     key = jax.random.fold_in(jax.random.key(self.config.seed), step)
     response_key, pivot_key = jax.random.split(key)
     policy = self._laid_out(state)
-    wanted = Translations(self, questions, pivot_key)
+    wanted = Translations(self.config, self.tokenizer, self.pivot_drawing, questions, pivot_key)
     groups, usage = self._sample(policy, questions, response_key, wanted)
     clock.lap("rollout")
     if processes.global_max(len(wanted.waiting)):  # for another teacher, and all take part
       served = self._serve(self._teacher(state), wanted.waiting)
       wanted.rollouts, usage = served.rollouts, usage + served.usage
-    solved = wanted.solutions(groups)
+    solved = wanted.solutions([[sample.response for sample in group] for group in groups])
     clock.lap("pivot")
     scored = self._describe(questions, groups, solved)
     golds = [self._gold(question) for question in questions]
@@ -212,13 +170,13 @@ class SelfFeedbackStage:
   # The pieces of a step, in order.
 
   def _sample(
-    self, params, questions: Sequence[Question], key, wanted: "Translations"
+    self, params, questions: Sequence[Question], key, wanted: Translations
   ) -> tuple[list[list[Sample]], Usage]:
     """G responses a question; those who solve translations meanwhile leave them in `wanted`."""
     srl, key_data = self.config.srl, np.asarray(jax.random.key_data(key))
     requests = [
       Request(
-        prompt=self.question_prompt(question.text),
+        prompt=prompts.question_prompt(self.tokenizer, self.config.prompt.question, question.text),
         name=f"{question.language}/{question.id}",
         key_data=key_data,
         samples=srl.group_size,
@@ -263,9 +221,6 @@ class SelfFeedbackStage:
       response=response,
       answer=None if answer is None else answer.value,
     )
-
-  def question_prompt(self, text: str) -> list[int]:
-    return prompts.question_prompt(self.tokenizer, self.config.prompt.question, text)
 
   def _teacher(self, state: TrainState) -> Any:
     """Parameters of a teacher that is not the policy."""
@@ -456,88 +411,6 @@ class SelfFeedbackStage:
     return processes.global_means(values)
 
 
-class Translations:
-  """The distinct translations of a step's responses, and their solutions in the pivot language.
-
-  Requests are made as soon as a translation is closed. Where the teacher is the policy they are
-  served beside the responses, else they are left `waiting`; `rollouts` are theirs in either case.
-  """
-
-  def __init__(self, stage: SelfFeedbackStage, questions: Sequence[Question], key):
-    self.stage, self.questions = stage, questions
-    self.key_data = np.asarray(jax.random.key_data(key))
-    config = stage.config
-    self.needed = rewards.needs_pivot_answers(
-      config.feedback.source, config.srl.credit, config.srl.understanding_weight
-    )
-    self.places: dict[tuple[int, str], int | None] = {}  # (question, text) -> request, if it fits
-    self.closed: set[tuple[int, int]] = set()  # responses whose translation is known
-    self.waiting: list[Request] = []
-    self.rollouts: list[Rollouts] = []
-
-  def watch(self, question: int, sample: int, ids: np.ndarray, ended: bool) -> Sequence[Request]:
-    """Told of responses as they are written; see `requests.Watch`."""
-    if not self.needed or (question, sample) in self.closed:
-      return ()
-    text = prompts.finished_translation(self.stage.tokenizer, ids.tolist())
-    if text is None:
-      return ()
-    if not ended:
-      self.closed.add((question, sample))
-    elif ids[-1] not in self.stage.tokenizer.stop_ids:
-      return ()  # it met the limit: a truncated response is not well-formed, and has no votes
-    return self._wanted(question, text)
-
-  def _wanted(self, question: int, text: str) -> Sequence[Request]:
-    if (question, text) in self.places:
-      return ()
-    srl, feedback = self.stage.config.srl, self.stage.config.feedback
-    prompt = self.stage.question_prompt(text)
-    if len(prompt) > srl.max_prompt_length:
-      self.places[question, text] = None
-      return ()
-    asked = self.questions[question]
-    request = Request(
-      prompt=prompt,
-      name=f"{asked.language}/{asked.id}/{text}",
-      key_data=self.key_data,
-      samples=feedback.pivot_samples,
-      max_new_tokens=srl.max_pivot_tokens,
-      sampling=self.stage.pivot_drawing,
-    )
-    self.places[question, text] = sum(place is not None for place in self.places.values())
-    if feedback.teacher == "policy":
-      return (request,)
-    self.waiting.append(request)
-    return ()
-
-  def solutions(self, groups: Sequence[Sequence[Sample]]) -> list[list[Solutions]]:
-    """Of each well-formed response's translation."""
-    read = [self._read(rollouts) for rollouts in self.rollouts]
-
-    def of(question: int, sample: Sample) -> Solutions:
-      response = sample.response
-      if not response.well_formed or response.translation is None:
-        return NO_SOLUTIONS
-      place = self.places.get((question, response.translation))
-      return NO_SOLUTIONS if place is None else read[place]
-
-    return [[of(number, sample) for sample in group] for number, group in enumerate(groups)]
-
-  def _read(self, rollouts: Rollouts) -> Solutions:
-    texts = tuple(
-      self.stage.tokenizer.decode(tokens[:length].tolist())
-      for tokens, length in zip(rollouts.tokens, rollouts.lengths, strict=True)
-    )
-    found = [read_answer(text, self.stage.config.pivot) for text in texts]
-    # A solution that met the limit has not stated its answer.
-    answers = tuple(
-      None if answer is None or truncated else answer.value
-      for answer, truncated in zip(found, rollouts.truncated, strict=True)
-    )
-    return Solutions(texts, answers)
-
-
 @jax.jit
 def _of_all(metrics: Sequence[Metrics]) -> Metrics:
   """Several updates' counts added, and means and maxima of what those told that taught something.
@@ -559,86 +432,6 @@ def _of_all(metrics: Sequence[Metrics]) -> Metrics:
     return jnp.where(among, values, 0).sum() / among.sum()
 
   return {name: of_all(name, values) for name, values in told.items()}
-
-
-def policy_row(
-  sample: Sample, token_advantages: np.ndarray, length: int, *, masked: bool, aggregation: str
-) -> losses.PolicyBatch:
-  """One response as a row of `length` tokens: prompt, response, padding; arrays are [length].
-
-  Prompt and padding weigh 0, and so does a `masked` response. `token` aggregation weighs every
-  response token alike, `sequence` every response alike.
-  """
-  begin, end = len(sample.prompt), len(sample.prompt) + sample.ids.size
-  tokens = np.zeros(length, np.int32)
-  tokens[:begin], tokens[begin:end] = sample.prompt, sample.ids
-  weights = np.zeros(length, np.float32)
-  if not masked:
-    weights[begin:end] = 1.0 if aggregation == "token" else 1.0 / sample.ids.size
-  spread = np.zeros((2, length), np.float32)
-  spread[:, begin:end] = token_advantages, sample.sampler_logprobs
-  return losses.PolicyBatch(
-    sequences=losses.Sequences(
-      tokens=tokens,
-      positions=np.minimum(np.arange(length), end - 1).astype(np.int32),
-      segment_ids=(np.arange(length) < end).astype(np.int32),
-      weights=weights,
-    ),
-    advantages=spread[0],
-    sampler_logprobs=spread[1],
-    old_logprobs=None,
-    reference_logprobs=None,
-  )
-
-
-def _rollout_record(
-  pivot: str,
-  question: Question,
-  group: Sequence[Sample],
-  solved: Sequence[Solutions],
-  scored: Sequence[rewards.Scored],
-  judged: rewards.Rewards,
-  reasoning: np.ndarray,
-  understanding: np.ndarray,
-) -> dict[str, Any]:
-  """One question's samples for rollouts.jsonl."""
-  show = lambda value: None if value is None else str(value)  # noqa: E731
-  return {
-    "id": question.id,
-    "language": question.language,
-    "pivot": pivot,
-    "question": question.text,
-    "pooled_label": show(judged.pooled.label),
-    "pooled_confidence": judged.pooled.confidence,
-    "responses": [
-      {
-        "translation": sample.response.translation,
-        "reasoning": sample.response.reasoning,
-        "answer": show(sample.answer),
-        "well_formed": sample.response.well_formed,
-        "truncated": sample.response.truncated,
-        "reasoning_consistent": described.reasoning_consistent,
-        "translation_consistent": described.translation_consistent,
-        "tokens": described.tokens,
-        "pivot_solutions": list(solutions.texts),
-        "pivot_answers": [show(answer) for answer in solutions.answers],
-        "label": show(judged.votes[place].label),
-        "confidence": judged.votes[place].confidence,
-        "valid": bool(judged.labelled[place]),
-        "reward": float(judged.reward[place]),
-        "agreement": float(judged.agreement[place]),
-        "understanding": float(judged.understanding[place]),
-        "format": float(judged.format[place]),
-        "language": float(judged.language[place]),
-        "length": float(judged.length[place]),
-        "advantage": float(reasoning[place]),
-        "understanding_advantage": float(understanding[place]),
-      }
-      for place, (sample, solutions, described) in enumerate(
-        zip(group, solved, scored, strict=True)
-      )
-    ],
-  }
 
 
 class Clock:

@@ -9,7 +9,7 @@ import pytest
 from safetensors.numpy import load_file
 
 from configs import base, tiny
-from pasmr_jax.experiment import exporting, setup
+from pasmr_jax.experiment import exporting, origins, setup
 from pasmr_jax.experiment.checkpoint import Checkpoints, Progress
 from pasmr_jax.experiment.reliability import identity, weights
 from pasmr_jax.models import lora
@@ -112,7 +112,7 @@ def test_what_a_checkpoint_gives_is_merged(trained):
   with jax.set_mesh(run.mesh):
     # eval.py knows one stage only, and none of the keys that made the adapters.
     alone = _run(run.workdir, stages=("pam",), **{"lora.rank": 0})
-    params, step = alone.checkpoint_params("pam", "last")
+    params, step = alone.origins.checkpoint_params("pam", "last")
     assert step == 2
     assert jax.tree.structure(params) == jax.tree.structure(state.frozen.params)
     found = _hidden(run, params)
@@ -178,7 +178,7 @@ def test_other_adapters_are_refused(trained):
         other.start(stage, checkpoints)
       checkpoints.close()
     with pytest.raises(ValueError, match="base/1 holds all weights, not adapters"):
-      run.checkpoint_adapters("base", "last")
+      run.origins.checkpoint_adapters("base", "last")
 
 
 def test_a_run_begins_with_what_another_runs_adapters_made(trained, tmp_path):
@@ -188,7 +188,7 @@ def test_a_run_begins_with_what_another_runs_adapters_made(trained, tmp_path):
   for rank in (0, RANK):
     other = _run(tmp_path, **changes, **{"lora.rank": rank})
     with jax.set_mesh(other.mesh):
-      begun = other.start_params("pam")
+      begun = other.origins.start_params("pam")
       np.testing.assert_allclose(_hidden(run, begun), _hidden(run, state.whole()), atol=2e-5)
 
 
@@ -202,9 +202,9 @@ def test_the_run_under_adapters_may_be_moved(trained, tmp_path):
     before = _train(run, "pam", 1)
     start.rename(moved)
     with pytest.raises(ValueError, match=r"pam/1 holds adapters on .*start/.*pam/2, which is gone"):
-      run.checkpoint_params("pam", "1")
+      run.origins.checkpoint_params("pam", "1")
     again = _run(workdir, **keys, init_from=str(moved))
-    _same(again.checkpoint_params("pam", "1")[0], lora.merged(before.whole()))
+    _same(again.origins.checkpoint_params("pam", "1")[0], lora.merged(before.whole()))
     after = _train(again, "pam", 1)
     assert int(after.step) == 2
     _same(after.frozen.params, before.frozen.params)
@@ -213,7 +213,7 @@ def test_the_run_under_adapters_may_be_moved(trained, tmp_path):
     with pytest.raises(
       ValueError, match="expected it there, or the same in the run that init_from"
     ):
-      again.checkpoint_params("pam", "1")
+      again.origins.checkpoint_params("pam", "1")
 
 
 # On a model of Hugging Face.
@@ -244,12 +244,12 @@ def test_adapters_are_exported_for_peft_and_merged_for_others(llama, tmp_path):
   run = _pretrained_run(tmp_path / "run", llama)
   with jax.set_mesh(run.mesh):
     state = _train(run, "pam", 1)
-    adapters, settings, origin, step = run.checkpoint_adapters("pam", "last")
+    adapters, settings, origin, step = run.origins.checkpoint_adapters("pam", "last")
     _same(adapters, state.params)
-    assert (settings, step) == (setup.lora_settings(run.config), 1)
+    assert (settings, step) == (origins.lora_settings(run.config), 1)
     assert origin == f"pretrained:{llama.name}"
     exporting.export_adapters(run, adapters, settings, origin, "pam_1", tmp_path / "adapters")
-    exporting.export(run, run.checkpoint_params("pam", "1")[0], "pam_1", tmp_path / "whole")
+    exporting.export(run, run.origins.checkpoint_params("pam", "1")[0], "pam_1", tmp_path / "whole")
   found = {file.name for file in (tmp_path / "adapters").iterdir()}
   assert {
     "adapter_config.json",
@@ -271,7 +271,7 @@ def test_adapters_are_exported_for_peft_and_merged_for_others(llama, tmp_path):
 def test_adapters_on_what_nobody_else_has_must_be_merged(trained, tmp_path):
   run, _ = trained
   with jax.set_mesh(run.mesh):
-    adapters, settings, origin, _ = run.checkpoint_adapters("pam", "last")
+    adapters, settings, origin, _ = run.origins.checkpoint_adapters("pam", "last")
     with pytest.raises(ValueError, match=r"pam_2 holds adapters on .* expected --merge_lora"):
       exporting.export_adapters(run, adapters, settings, origin, "pam_2", tmp_path / "out")
 
@@ -283,7 +283,7 @@ def test_adapters_of_another_model_are_refused(llama, tmp_path):
     moved = tmp_path / "another"
     moved.symlink_to(llama)
     with pytest.raises(ValueError, match=f"model.pretrained is 'another'; expected '{llama.name}'"):
-      _pretrained_run(tmp_path, moved).checkpoint_params("pam", "last")
+      _pretrained_run(tmp_path, moved).origins.checkpoint_params("pam", "last")
 
 
 def test_delimiters_that_adapters_could_not_learn_are_refused(llama, tmp_path):
@@ -291,9 +291,9 @@ def test_delimiters_that_adapters_could_not_learn_are_refused(llama, tmp_path):
     _pretrained_run(tmp_path, llama, **{"tokenizer.delimiters": "added"})
   run = _pretrained_run(tmp_path, llama)
   with jax.set_mesh(run.mesh):
-    params = run.pretrained_params()
-    run._check_delimiters(params)  # a random row is as good as any other
+    params = run.origins.pretrained_params()
+    run.origins._check_delimiters(params)  # a random row is as good as any other
     row = run.tokenizer.close_ids[0]
     untrained = params | {"embedding": params["embedding"].at[row].set(1e-9)}
     with pytest.raises(ValueError, match="'<pivot>' and '</pivot>', whose embeddings were never"):
-      run._check_delimiters(untrained)
+      run.origins._check_delimiters(untrained)

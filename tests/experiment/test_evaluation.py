@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from configs import tiny
-from pasmr_jax.experiment import evaluation, setup, summary, validation
+from pasmr_jax.experiment import evaluation, origins, result_files, setup, summary, validation
 from pasmr_jax.experiment.evaluation import Evaluator
 from pasmr_jax.experiment.items import to_line
 from pasmr_jax.learning.update import TrainState
@@ -349,7 +349,7 @@ def test_results_that_are_there_are_not_asked_for_again_and_leave_nothing_behind
 def test_results_of_another_evaluation_are_not_a_stages(
   make, tmp_path, monkeypatch, capsys, changes, said
 ):
-  monkeypatch.setattr(setup.Run, "checkpoint_params", lambda *_: (PARAMS, 1))
+  monkeypatch.setattr(origins.Origins, "checkpoint_params", lambda *_: (PARAMS, 1))
   evaluator, first = make(_numbered)
   evaluator.test("base")
   evaluator.test("base")
@@ -392,7 +392,7 @@ def test_gold_answers_in_another_style_than_the_english_are_told(
 
 
 def test_other_gold_answers_are_other_results(make, tmp_path, monkeypatch, capsys):
-  monkeypatch.setattr(setup.Run, "checkpoint_params", lambda *_: (PARAMS, 1))
+  monkeypatch.setattr(origins.Origins, "checkpoint_params", lambda *_: (PARAMS, 1))
   evaluator, _ = make(_numbered)
   evaluator.test("base")
   run = evaluator.run
@@ -440,9 +440,9 @@ def test_results_of_another_evaluation_are_overwritten_only_where_that_is_wanted
 
 def test_settings_are_never_beside_results_of_others(make, tmp_path, monkeypatch):
   """Killed anywhere between asking and the end, the questions count as not asked."""
-  monkeypatch.setattr(setup.Run, "checkpoint_params", lambda *_: (PARAMS, 1))
+  monkeypatch.setattr(origins.Origins, "checkpoint_params", lambda *_: (PARAMS, 1))
   make(_numbered)[0].test("base")
-  write_whole = evaluation.write_whole
+  write_whole = result_files.write_whole
 
   def write(path, text):
     if path.name == "base.settings":
@@ -451,10 +451,10 @@ def test_settings_are_never_beside_results_of_others(make, tmp_path, monkeypatch
       raise KeyboardInterrupt
     write_whole(path, text)
 
-  monkeypatch.setattr(evaluation, "write_whole", write)
+  monkeypatch.setattr(result_files, "write_whole", write)
   with pytest.raises(KeyboardInterrupt):
     make(_numbered, evaluation__scoring="mathoctopus")[0].test("base")
-  monkeypatch.setattr(evaluation, "write_whole", write_whole)
+  monkeypatch.setattr(result_files, "write_whole", write_whole)
   evaluator, engine = make(_numbered, evaluation__scoring="mathoctopus")
   evaluator.test("base")
   assert not engine.asked  # what was answered is there
@@ -575,7 +575,7 @@ def test_resumed_by_the_real_sampler_it_is_the_same_to_the_bit(tmp_path, monkeyp
   config = _config(**{"evaluation.sampled": True, "evaluation.max_new_tokens": 16})
   run = setup.make_run(config, tmp_path, pools=("test",))
   with jax.set_mesh(run.mesh):
-    params = run.start_params("base")
+    params = run.origins.start_params("base")
     Evaluator(run, progress=True).write(params, "x")
     evaluator, count = Evaluator(run), 0
     generate = type(evaluator.engine).generate

@@ -68,7 +68,7 @@ def exported(folder, tmp_path_factory):
   (workdir / "checkpoints" / "pam" / "10").mkdir(parents=True)
   run = make_run(configuration(folder), workdir, pools=())
   with jax.set_mesh(run.mesh):
-    params = run.pretrained_params()
+    params = run.origins.pretrained_params()
     export(run, params, "pam_10", out)
   return run, params, out
 
@@ -105,7 +105,7 @@ def test_exporting_what_was_exported_changes_nothing(exported, tmp_path):
   again = make_run(config, tmp_path / "run", pools=())
   assert (again.tokenizer.open_ids, again.tokenizer.added) == (run.tokenizer.open_ids, {})
   with jax.set_mesh(again.mesh):
-    export(again, again.pretrained_params(), "pretrained", tmp_path / "again", "float32")
+    export(again, again.origins.pretrained_params(), "pretrained", tmp_path / "again", "float32")
   found, expected = (load_file(place / "model.safetensors") for place in (tmp_path / "again", out))
   assert found.keys() == expected.keys()
   for name, values in expected.items():
@@ -206,7 +206,7 @@ def test_the_saved_chat_template_asks_as_it_was_trained(folder, tmp_path, templa
     config.prompt.thinking = thinking
     run = make_run(config, tmp_path / "run", pools=())
     with jax.set_mesh(run.mesh):
-      export(run, run.pretrained_params(), "pam_10", tmp_path / place)
+      export(run, run.origins.pretrained_params(), "pam_10", tmp_path / place)
     own = tmp_path / place
     tokenizer = transformers.AutoTokenizer.from_pretrained(own)
     chat = [{"role": "user", "content": "Anna has 7 apples."}]
@@ -267,7 +267,7 @@ def test_the_demonstration_model_is_exported_with_its_sentencepiece_tokenizer(tm
   config.model.embed_dim, config.model.mlp_dim, config.model.head_dim = 32, 32, 16
   run = make_run(config, tmp_path / "run", pools=())
   with jax.set_mesh(run.mesh):
-    params = run.start_params("base")
+    params = run.origins.start_params("base")
     export(run, params, "base_0", tmp_path / "out")
   found = load_tokenizer(str(tmp_path / "out"), "<pivot>", "</pivot>")
   assert (found.open_ids, found.bos_id, found.vocab_size) == (

@@ -86,7 +86,7 @@ def test_a_page_of_a_run(workdir):
 def test_the_tables(workdir):
   rows = _page(workdir, path=workdir / "report.html").rows
   assert rows[:4] == [
-    ["way", "after", "German", "targets", "pivot"],
+    ["decoding", "after", "German", "targets", "pivot"],
     ["greedy", "pam", "25.0", "25.0", "97.5"],
     ["greedy", "srl", "62.5", "62.5", "98.5"],
     ["sampled", "srl", "50.0", "50.0", "-"],
@@ -112,7 +112,7 @@ def test_every_measure_of_an_evaluation_is_in_a_table(workdir):
   }
   (workdir / "results" / "srl.json").write_text(json.dumps({"greedy": measured}))
   rows = _page(workdir, path=workdir / "report.html").rows
-  assert rows[0] == ["way", "after", "German", "targets", "low-resource", "pivot"]
+  assert rows[0] == ["decoding", "after", "German", "targets", "low-resource", "pivot"]
   assert rows[2] == ["greedy", "srl", "50.0 (40.0–62.5)", "50.0", "25.0", "-"]
   for row in (
     ["tokens, targets", "-", "41.5"],
@@ -200,7 +200,7 @@ def test_hostile_text_is_in_the_data_and_nowhere_else(workdir):
 
 
 @pytest.mark.parametrize(
-  "where", ["metric", "stage", "result", "way", "language", "measure", "run"]
+  "where", ["metric", "stage", "result", "decoding", "language", "measure", "run"]
 )
 def test_names_from_files_are_escaped_too(workdir, where):
   hostile = "<img src=x onerror=alert(1)>\"'&"
@@ -210,7 +210,7 @@ def test_names_from_files_are_escaped_too(workdir, where):
     file.write(json.dumps(line) + "\n")
   values = {f"accuracy/{name.get('language', 'de')}": 0.5, name.get("measure", "tokens"): 1.0}
   result = workdir / "results" / f"{name.get('result', 'other')}.json"
-  result.write_text(json.dumps({name.get("way", "greedy"): values}))
+  result.write_text(json.dumps({name.get("decoding", "greedy"): values}))
   folder = workdir.rename(workdir.with_name(name.get("run", "pivot")))
   page = _page(folder, path=folder / "report.html")
   assert "img" not in dict(page.tags)

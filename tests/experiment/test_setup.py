@@ -45,7 +45,7 @@ def test_a_folder_that_is_no_run_is_named_with_its_key(tmp_path):
   config.init_from, config.stages = str(tmp_path / "nothing"), ("srl",)
   run = make_run(config, tmp_path, pools=())
   with pytest.raises(ValueError, match=r"init_from: .*nothing: expected a run with"):
-    run.start_params("srl")
+    run.origins.start_params("srl")
 
 
 def test_a_stage_that_a_run_lacks_is_named_with_those_that_it_has(tmp_path):
@@ -71,7 +71,7 @@ def _save(run):
   now = identity.make_identity(run.config, run.pools, run.tokenizer, "")
   with Checkpoints(run.workdir, "pam", run.config.checkpoint, identity=now) as checkpoints:
     stage = run.make_stage("pam")
-    state = stage.learner.init(run._load("seed:3", run.workdir))
+    state = stage.learner.init(run.origins._load("seed:3", run.workdir))
     checkpoints.save(state, stage.data_state(), Progress(), run.model, None)
   return state
 
@@ -82,9 +82,9 @@ def test_a_run_with_another_tokenizer_is_nothing_to_begin_with(tmp_path):
   with jax.set_mesh(run.mesh):
     saved = _save(other).params
     run.config.init_from = str(tmp_path / "other")
-    jax.tree.map(np.testing.assert_array_equal, run.start_params("pam"), saved)
+    jax.tree.map(np.testing.assert_array_equal, run.origins.start_params("pam"), saved)
     stops = dataclasses.replace(run.tokenizer, stop_ids=(*run.tokenizer.stop_ids, 9))
-    dataclasses.replace(run, tokenizer=stops).start_params("pam")  # ids mean what they did
+    dataclasses.replace(run, tokenizer=stops).origins.start_params("pam")  # ids mean what they did
     turned = dataclasses.replace(run.tokenizer, open_ids=run.tokenizer.close_ids)
     another = dataclasses.replace(run, tokenizer=turned)
     another.config.tokenizer.open = another.config.tokenizer.close = "word"
@@ -93,7 +93,7 @@ def test_a_run_with_another_tokenizer_is_nothing_to_begin_with(tmp_path):
       r"\(tokenizer.close was '', is 'word'; tokenizer.open was '', is 'word'\); expected the one"
     )
     with pytest.raises(ValueError, match=said):
-      another.start_params("pam")
+      another.origins.start_params("pam")
 
 
 def _live_bytes():

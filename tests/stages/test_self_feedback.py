@@ -247,10 +247,15 @@ def test_every_metric_of_the_method_is_logged(step):
     assert np.isfinite(seen[name]), name
 
 
+def _asked(stage):
+  """The prompt of GERMAN."""
+  return prompts.question_prompt(stage.tokenizer, stage.config.prompt.question, GERMAN.text)
+
+
 def test_rows_hold_prompt_response_weights_and_what_was_drawn(step, tokenizer):
   stage, _, [batch], _ = step
   row = jax.tree.map(lambda x: np.asarray(x)[0], batch)
-  asked = stage.question_prompt(GERMAN.text)
+  asked = _asked(stage)
   said = prompts.response(tokenizer, GOOD, _solved(15))
   end = len(asked) + len(said)
   assert row.sequences.tokens[:end].tolist() == asked + said
@@ -393,7 +398,7 @@ def test_without_kl_there_is_no_reference(step):
 def test_split_credit_teaches_translation_and_reasoning_apart(tokenizer, params):
   stage, state, _ = _stage(tokenizer, params, srl__credit="split")
   ([batch], _), _ = stage.batch(state, 0)
-  prompt = len(stage.question_prompt(GERMAN.text))
+  prompt = len(_asked(stage))
   cut = prompt + 2 + len(tokenizer.encode(GOOD))
   advantages = np.asarray(batch.advantages)
   # Response 1: a good translation, a wrong answer.
@@ -459,7 +464,7 @@ def test_what_teaches_nothing_comes_after_rows_of_no_advantage(tokenizer, params
   ([batch], _), seen = stage.batch(state, 0)
   assert seen["trained_tokens"] == np.count_nonzero(batch.sequences.weights) > 0
   assert seen["taught_tokens"] == 0
-  asked = stage.question_prompt(GERMAN.text)
+  asked = _asked(stage)
   rows = np.asarray(batch.sequences.tokens)[np.asarray(batch.sequences.weights).any(axis=1)]
   assert [row[: len(asked)].tolist() for row in rows] == [asked] * 4
 

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from pasmr_jax import Config
-from pasmr_jax.experiment import setup
+from pasmr_jax.experiment import origins, setup
 from pasmr_jax.experiment.planning.compiling import Program, device_bytes
 from pasmr_jax.experiment.planning.workload import Workload
 from pasmr_jax.learning import losses
@@ -60,7 +60,7 @@ class Planner:
     """Abstract adapters of pam and srl as training holds them; None without."""
     if not self.config.lora.rank:
       return None
-    settings = setup.lora_settings(self.config)
+    settings = origins.lora_settings(self.config)
     shapes = lora.adapter_shapes(param_shapes(self.model), settings)
     shardings = meshes.adapter_shardings(self.model, self.mesh, rules.TRAINING, settings)
     return meshes.abstract(shapes, shardings)
@@ -316,7 +316,7 @@ class Planner:
     learner, trained, frozen = self._learner(stage), self.params, None
     if self.adapters is not None and stage != "base":
       trained = self.adapters
-      frozen = lora.Frozen(self.params, setup.lora_settings(self.config), origin="")
+      frozen = lora.Frozen(self.params, origins.lora_settings(self.config), origin="")
     average = stage == "srl" and self.config.feedback.teacher == "ema"
     return learner.abstract(trained, average, frozen)
 

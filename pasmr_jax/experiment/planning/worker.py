@@ -18,7 +18,7 @@ from jax.experimental import topologies
 from ml_collections import ConfigDict
 
 from pasmr_jax import Config
-from pasmr_jax.experiment import setup, validation
+from pasmr_jax.experiment import origins, setup, validation
 from pasmr_jax.experiment.planning.compiling import Program, compile_program, held_bytes
 from pasmr_jax.experiment.planning.cost import GIB, Chip
 from pasmr_jax.experiment.planning.dividing import adjust
@@ -74,7 +74,7 @@ def model_sizes(config: Config) -> Sizes:
     with tempfile.TemporaryDirectory() as folder:
       tokenizer = setup.make_tokenizer(config, pathlib.Path(folder))
     return setup.model_config(config, tokenizer), "the sizes in config.model"
-  source = setup.source(settings)
+  source = origins.source(settings)
   try:
     found, place = pretrained.load_config(source), f"config of {source}"
   except OSError as error:  # no such folder, no network, no access, nothing in the cache

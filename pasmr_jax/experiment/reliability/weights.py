@@ -8,9 +8,9 @@ import hashlib
 import pathlib
 
 from pasmr_jax import Config
+from pasmr_jax.experiment.origins import source
 from pasmr_jax.experiment.reliability.checksums import checkpoint_checksum
 from pasmr_jax.experiment.reliability.recovery import last_stage, steps_in
-from pasmr_jax.experiment.setup import source
 from pasmr_jax.models.hugging_face import find_folder
 
 _BLOCK = 1 << 16  # bytes

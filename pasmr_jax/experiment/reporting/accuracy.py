@@ -31,25 +31,27 @@ def accuracy(runs: Sequence[Run]) -> str:
   if not any(run.results for run in runs):
     return nothing("No test results yet: results/*.json is written at the end of each stage.")
   parts = []
-  for way in in_order(way for run in runs for result in run.results.values() for way in result):
-    figures = _side_by_side(runs, way) if len(runs) > 1 else []
+  for decoding in _decodings(runs):
+    figures = _side_by_side(runs, decoding) if len(runs) > 1 else []
     for run in runs:
-      found = [(name, result[way]) for name, result in run.of_stages.items() if way in result]
+      found = [
+        (name, result[decoding]) for name, result in run.of_stages.items() if decoding in result
+      ]
       others = [
-        (name, result[way])
+        (name, result[decoding])
         for name, result in run.results.items()
-        if way in result and name not in run.of_stages
+        if decoding in result and name not in run.of_stages
       ]
       for title, drawn, joined in (
         (_before_and_after(found), found, True),
         ("Accuracy by language, other evaluations", others, False),
       ):
         if len(drawn) > 1 or (drawn and len(runs) == 1):
-          title = f"{title}, {way}"
+          title = f"{title}, {decoding}"
           title = title if len(runs) == 1 else f"{run.name}: {title[0].lower() + title[1:]}"
           figures.append(_dots(title, drawn, joined=joined))
     parts.append("".join(figures))
-  # The few charts of one run share rows; with several runs each way of asking begins a new one.
+  # The few charts of one run share rows; with several runs each decoding begins a new one.
   grids = parts if len(runs) > 1 else ["".join(parts)]
   drawn = "".join(f'<div class="charts">{figures}</div>' for figures in grids)
   return drawn + _accuracy_table(runs) + _averaged_table(runs) + _language_tables(runs)
@@ -61,21 +63,25 @@ def _before_and_after(found: Sequence[tuple[str, Any]]) -> str:
   return f"Accuracy by language, before ({found[0][0]}) and after ({found[-1][0]})"
 
 
-def _side_by_side(runs: Sequence[Run], way: str) -> list[str]:
+def _decodings(runs: Sequence[Run]) -> list[str]:
+  return in_order(name for run in runs for result in run.results.values() for name in result)
+
+
+def _side_by_side(runs: Sequence[Run], decoding: str) -> list[str]:
   """Every result's mean over target languages and pivot accuracy; last results by language."""
   figures = []
   for name, title in (("target", "Target languages"), (PIVOT, "Pivot language")):
     bars = {
       label: share
       for label, result in _labelled(runs)
-      if (share := _share(result.get(way, {}), name)) is not None
+      if (share := _share(result.get(decoding, {}), name)) is not None
     }
     if bars:
-      figures.append(bar_chart(f"{title}, {way}", bars))
+      figures.append(bar_chart(f"{title}, {decoding}", bars))
   # Runs without a result keep their place, so that each has one colour in all charts.
   latest = [(run.name, list(run.of_stages.values())[-1] if run.of_stages else {}) for run in runs]
-  last = [(name, result.get(way, {})) for name, result in latest]
-  return [*figures, _dots(f"After the last stage, {way}", last, joined=False)]
+  last = [(name, result.get(decoding, {})) for name, result in latest]
+  return [*figures, _dots(f"After the last stage, {decoding}", last, joined=False)]
 
 
 def _labelled(runs: Sequence[Run]) -> list[tuple[str, dict[str, dict[str, float]]]]:
@@ -183,15 +189,15 @@ def _language_tables(runs: Sequence[Run]) -> str:
 
 
 def _labels(runs: Sequence[Run]) -> list[str]:
-  return ["way", "run", "after"] if len(runs) > 1 else ["way", "after"]
+  return ["decoding", "run", "after"] if len(runs) > 1 else ["decoding", "after"]
 
 
 def _result_rows(runs: Sequence[Run]) -> list[tuple[list[str], dict[str, float]]]:
-  """(labels, values) of every result: one way of asking after the other."""
+  """(labels, values) of every result: one decoding after the other."""
   return [
-    ([way, run.name, name] if len(runs) > 1 else [way, name], result[way])
-    for way in in_order(way for run in runs for result in run.results.values() for way in result)
+    ([decoding, run.name, name] if len(runs) > 1 else [decoding, name], result[decoding])
+    for decoding in _decodings(runs)
     for run in runs
     for name, result in run.results.items()
-    if way in result
+    if decoding in result
   ]

@@ -45,7 +45,7 @@ class Run:
 
   name: str  # the arm: the folder's name, with as much of its path as tells it from the others
   curves: dict[str, dict[str, Points]]  # stage -> metric -> points, stages in order of training
-  results: dict[str, dict[str, dict[str, float]]]  # result -> way of asking -> measure -> value
+  results: dict[str, dict[str, dict[str, float]]]  # result -> decoding -> measure -> value
   rollouts: list[dict[str, Any]]  # one a question, as `rollout` lays it out
   notices: tuple[str, ...]  # what could not be read
 
@@ -165,21 +165,21 @@ def _read_results(
   paths = folder.glob("*.json") if folder.is_dir() else ()
   for path in sorted(paths, key=lambda path: (place.get(path.stem, len(place)), path.stem)):
     try:
-      ways = json.loads(path.read_bytes())
+      by_decoding = json.loads(path.read_bytes())
     except (ValueError, RecursionError) as error:
       notices.append(f"results/{path.name}: not JSON ({error})")
       continue
     measured = {}
-    for way, values in ways.items() if isinstance(ways, dict) else ():
+    for decoding, values in by_decoding.items() if isinstance(by_decoding, dict) else ():
       pairs = values.items() if isinstance(values, dict) else ()
       numbers = {measure: _number(value) for measure, value in pairs}
       kept = {measure: number for measure, number in numbers.items() if number is not None}
       if kept:
-        measured[way] = kept
+        measured[decoding] = kept
     if measured:
       found[path.stem] = measured
     else:
-      notices.append(f"results/{path.name}: holds no numbers by way of asking (greedy, sampled)")
+      notices.append(f"results/{path.name}: holds no numbers by decoding (greedy, sampled)")
   return found
 
 
