@@ -115,7 +115,7 @@ def _signals(rows: Sequence[Mapping[str, Any]]) -> str:
   heads = [key.replace("_", " ") for key in SIGNALS]
   lines = ["| arm | steps | " + " | ".join(heads) + " |", "|---" * (len(heads) + 2) + "|"]
   for row in rows:
-    cells = [f"{100 * row[key]:.1f}" for key in SIGNALS]
+    cells = ["" if row[key] is None else f"{100 * row[key]:.1f}" for key in SIGNALS]
     lines.append(f"| {CALLED[row['arm']]} | {row['steps']} | " + " | ".join(cells) + " |")
   return (
     "Means over the training steps, in %. Where all responses to a question are rewarded alike"

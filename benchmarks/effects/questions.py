@@ -171,7 +171,7 @@ def _vote(results: Results) -> Answer:
       lines[CALLED[name]] = points
       told.append(f"{CALLED[name]}: {', '.join(f'{100 * v:.0f} % at step {s}' for s, v in points)}")
   if not lines:
-    return Answer("vote", question, {}, "No arm of self-feedback is finished.")
+    return Answer("vote", question, {}, "No label of a finished arm of self-feedback was checked.")
   chart = charts.curves("Labels that are right, development questions", lines)
-  said = "Share of the labels that are gold (0 also where no response had a label): "
+  said = "Share of the labels that are gold, at the steps where a response had a label: "
   return Answer("vote", question, {}, said + "; ".join(told) + ".", chart)

@@ -229,7 +229,12 @@ def signals(results: Results) -> list[dict[str, Any]]:
     lines = [line for arm in arms for line in metric_lines(arm.folder, "srl") if "reward" in line]
     if name not in SOURCES or not lines:
       continue
-    means = {key: float(np.mean([line[key] for line in lines])) for key in SIGNALS}
+    means = {  # over the steps that have it: translations may be none
+      key: float(np.mean(known))
+      if (known := [line[key] for line in lines if key in line])
+      else None
+      for key in SIGNALS
+    }
     rows.append({"arm": name, "steps": len(lines), **means})
   return rows
 

@@ -65,6 +65,7 @@ def judge_accuracy(
   Returns:
     `label_accuracy`: of the responses that have a label, the share whose label is gold;
     `reward_accuracy`: the share of them whose agreement reward says rightly whether they are right.
+    Neither if no response has a label.
   """
   hidden = questions
   if stage.config.feedback.source != "gold":
@@ -81,7 +82,7 @@ def judge_accuracy(
         label_right.append(vote.label == gold)
         reward_right.append((agreement >= 0.5) == (sample.answer == gold))
   if not label_right:
-    return {"label_accuracy": 0.0, "reward_accuracy": 0.0}
+    return {}
   return {
     "label_accuracy": float(np.mean(label_right)),
     "reward_accuracy": float(np.mean(reward_right)),

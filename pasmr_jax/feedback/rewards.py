@@ -103,6 +103,7 @@ def score_questions(
   settings: RewardSettings,
   golds: Sequence[Value | None],
   rng: np.random.Generator,
+  ids: Sequence[str] | None = None,
 ) -> list[Rewards]:
   """Rewards for each question's responses.
 
@@ -111,6 +112,8 @@ def score_questions(
     settings: what supervises and how.
     golds: each question's gold answer; all None unless `settings.source` is 'gold'.
     rng: used by the source 'random' only.
+    ids: of the questions, used by the source 'shuffled' only: one problem in several languages may
+      have one id, and a vote on it in one language is a label in the others. None: all differ.
 
   Returns:
     One `Rewards` a question, in order.
@@ -127,9 +130,10 @@ def score_questions(
     for responses, gold, vote in zip(groups, golds, pooled, strict=True)
   ]
   if settings.source == "shuffled":
-    # The next question's votes: real labels of the right kind that say nothing about this question.
-    votes = votes[1:] + votes[:1]
-    understood_by = pooled[1:] + pooled[:1]
+    # Another question's votes: real labels of the right kind that say nothing about this question.
+    others = _others(ids or [str(place) for place in range(len(groups))])
+    votes = [votes[place] for place in others]
+    understood_by = [pooled[place] for place in others]
   elif settings.source in ("gold", "target_majority"):
     understood_by = [group[0] for group in votes]
   else:
@@ -137,6 +141,15 @@ def score_questions(
   return [
     _score_question(responses, votes_of, label, vote, settings, rng)
     for responses, votes_of, label, vote in zip(groups, votes, understood_by, pooled, strict=True)
+  ]
+
+
+def _others(ids: Sequence[str]) -> list[int]:
+  """For each question the place of the next one with another id; of the next if there is none."""
+  size = len(ids)
+  return [
+    next((p for p in range(place + 1, place + size) if ids[p % size] != one), place + 1) % size
+    for place, one in enumerate(ids)
   ]
 
 

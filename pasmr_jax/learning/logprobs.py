@@ -129,7 +129,7 @@ def token_loss(
     def value(logprobs, told, index):
       inside = slots.inside(index)
       told = jax.tree.map(lambda one: jnp.where(inside, one, jnp.zeros_like(one)), told)
-      return loss(logprobs, told)
+      return loss(jnp.where(inside, logprobs, 0.0), told)
 
     def add(index, sums):
       totals, to_hidden, to_table = sums

@@ -107,6 +107,8 @@ def policy_loss(
   """
   weights = batch.sequences.weights
   active = weights > 0
+  # Before anything else: where a result is masked, an infinite slope is not.
+  logprobs = jnp.where(active, logprobs, 0.0)
   old = jax.lax.stop_gradient(logprobs) if batch.old_logprobs is None else batch.old_logprobs
   difference = jnp.where(active, logprobs - old, 0.0)
   ratio = jnp.exp(difference)
@@ -119,8 +121,8 @@ def policy_loss(
   if batch.reference_logprobs is None:
     divergence = jnp.zeros_like(logprobs)
   else:
-    divergence = kl_divergence(logprobs, batch.reference_logprobs, settings.kl_estimator)
-    divergence = jnp.where(active, divergence, 0.0)
+    reference = jnp.where(active, batch.reference_logprobs, 0.0)
+    divergence = kl_divergence(logprobs, reference, settings.kl_estimator)
   loss = -(weights * (importance * surrogate - settings.kl_coef * divergence)).sum()
   given = (logprobs, batch.old_logprobs, batch.sampler_logprobs, batch.reference_logprobs)
   finite = [jnp.isfinite(jnp.where(active, one, 0.0)).all() for one in given if one is not None]

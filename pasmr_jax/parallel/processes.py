@@ -44,10 +44,10 @@ def global_sum(value: int) -> int:
 
 
 def global_means(values: Mapping[str, Sequence[float]]) -> dict[str, float]:
-  """The mean of each list over all processes, 0 of an empty one; all processes have the names."""
+  """The mean of each list over all processes, which all have the names; of an empty one none."""
   sums = _summed(np.array([(np.sum(one, dtype=np.float64), len(one)) for one in values.values()]))
   return {
-    name: float(total / max(count, 1)) for name, (total, count) in zip(values, sums, strict=True)
+    name: float(total / count) for name, (total, count) in zip(values, sums, strict=True) if count
   }
 
 

@@ -126,9 +126,8 @@ class SelfFeedbackStage:
     """Samples responses, solves their translations and rewards them; learns nothing."""
     key = jax.random.fold_in(jax.random.key(self.config.seed), step)
     response_key, pivot_key = jax.random.split(key)
-    policy = self._laid_out(state)
     wanted = Translations(self.config, self.tokenizer, self.pivot_drawing, questions, pivot_key)
-    groups, usage = self._sample(policy, questions, response_key, wanted)
+    groups, usage = self._sample(self._laid_out(state), questions, response_key, wanted)
     clock.lap("rollout")
     if processes.global_max(len(wanted.waiting)):  # for another teacher, and all take part
       served = self._serve(self._teacher(state), wanted.waiting)
@@ -138,7 +137,8 @@ class SelfFeedbackStage:
     scored = self._describe(questions, groups, solved)
     golds = [self._gold(question) for question in questions]
     rng = np.random.default_rng([self.config.seed, step, processes.process_index()])
-    judged = rewards.score_questions(scored, self.reward_settings, golds, rng)
+    ids = [question.id for question in questions]
+    judged = rewards.score_questions(scored, self.reward_settings, golds, rng, ids)
     return Experience(list(questions), groups, solved, scored, judged, usage)
 
   def update(self, state: TrainState, batch: Any) -> tuple[TrainState, Metrics]:

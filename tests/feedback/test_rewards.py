@@ -28,10 +28,10 @@ GROUP = [
 ]
 
 
-def _score(groups, golds=None, seed=0, **changes):
+def _score(groups, golds=None, seed=0, ids=None, **changes):
   settings = dataclasses.replace(SETTINGS, **changes)
   golds = golds or [None] * len(groups)
-  return rewards.score_questions(groups, settings, golds, np.random.default_rng(seed))
+  return rewards.score_questions(groups, settings, golds, np.random.default_rng(seed), ids)
 
 
 def test_pooled_majority():
@@ -132,6 +132,15 @@ def test_shuffled_uses_the_next_questions_votes():
   assert first.reward.tolist() == [0, 1, 0, 0]
   assert second.reward.tolist() == [0, 0, 0, 0]
   assert first.pooled.label == 5  # what is reported stays its own
+
+
+def test_shuffled_passes_over_the_same_problem_in_another_language():
+  groups = [[Scored(n, (n, n), True, True, True, 1)] * 4 for n in (5, 5, 7, 9)]
+  found = _score(groups, ids=["a", "a", "b", "c"], source="shuffled")
+  assert [one.votes[0].label for one in found] == [7, 7, 9, 5]
+  assert not np.concatenate([one.reward for one in found]).any()
+  found = _score(groups[:2], ids=["a", "a"], source="shuffled")  # there is no other
+  assert [one.votes[0].label for one in found] == [5, 5]
 
 
 def test_shuffled_needs_another_question():

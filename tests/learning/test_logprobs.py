@@ -194,6 +194,26 @@ def test_prompt_and_padding_leave_no_trace(params):
     np.testing.assert_allclose(a, b, atol=1e-6)
 
 
+@pytest.mark.parametrize("chunk", [5, 26])
+def test_tokens_that_fill_a_chunk_may_be_of_any_probability(params, chunk):
+  """A loss that hides its infinite values alone would have slopes that are no numbers."""
+  rows = _rows()
+
+  def hiding(logprobs, weights):
+    infinite = jnp.expm1(-1e4 * jnp.where(weights > 0, 0.0, logprobs))
+    return -jnp.where(weights > 0, weights * logprobs, 0 * infinite).sum(), {}
+
+  def gradient(params):
+    scoring = Scoring(CONFIG, VALID_VOCAB, chunk=chunk)
+    return token_loss(params, rows, rows.weights, hiding, scoring)[0]
+
+  expected = jax.jit(jax.grad(lambda p: _loss(p, rows, chunk)[0]))(params)
+  for a, b in zip(
+    jax.tree.leaves(jax.jit(jax.grad(gradient))(params)), jax.tree.leaves(expected), strict=True
+  ):
+    np.testing.assert_allclose(a, b, atol=1e-6)
+
+
 @pytest.mark.parametrize("entropy", [False, True])
 def test_no_program_has_the_logits_of_all_tokens(entropy):
   """In what is compiled no array has a number for each token of the rows and the vocabulary."""

@@ -95,3 +95,25 @@ def test_kl_term_pulls_towards_the_reference():
   loss, parts = _policy(np.log([0.5]), [0.0], reference=np.log([0.25]), kl_coef=0.1)
   assert float(parts["kl"]) == pytest.approx(np.log(2) - 0.5, rel=1e-5)
   assert float(loss) == pytest.approx(0.1 * (np.log(2) - 0.5), rel=1e-5)
+
+
+@pytest.mark.parametrize("estimator", losses.KL_ESTIMATORS)
+@pytest.mark.parametrize("unlikely", [-90.0, -500.0, -np.inf])  # expm1(90) is infinite in float32
+def test_a_token_without_a_weight_leaves_no_trace_however_unlikely_it_is(estimator, unlikely):
+  batch = losses.PolicyBatch(
+    losses.Sequences(*[jnp.zeros((1, 2), jnp.int32)] * 3, jnp.array([[1.0, 0.0]])),
+    advantages=jnp.zeros((1, 2)),
+    sampler_logprobs=jnp.array([[-1.0, 0.0]]),
+    old_logprobs=None,
+    reference_logprobs=jnp.array([[-2.0, 0.0]]),
+  )
+  settings = losses.PolicySettings(0.2, 0.2, 1.0, 2.0, temperature=1.0, kl_estimator=estimator)
+
+  def loss(second):
+    return losses.policy_loss(jnp.stack([jnp.float32(-1), second])[None], batch, settings)
+
+  (value, parts), slope = jax.value_and_grad(loss, has_aux=True)(jnp.float32(unlikely))
+  likely, expected = loss(jnp.float32(-1.0))
+  assert float(value) == float(likely) != 0
+  assert jax.tree.map(float, parts) == jax.tree.map(float, expected)
+  assert float(slope) == 0

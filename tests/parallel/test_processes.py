@@ -28,6 +28,7 @@ told = [
   processes.global_sum(3_000_000_000 + mine),
   [processes.gather_text(text if mine else f"{{mine}}") for text in texts],
   processes.gather_rows(np.arange(3 + mine)).tolist(),
+  processes.global_means({{"a": [1.0] * mine, "b": [mine], "none": []}}),
 ]
 jax.monitoring.register_event_duration_secs_listener(listen)
 for length in range(4100, 4200, 9):
@@ -47,11 +48,12 @@ def test_two_processes_have_each_others_texts():
   environment = os.environ | {"JAX_PLATFORMS": "cpu"}
   said = runs.run_two_processes([sys.executable, "-c", TALK], environment, timeout=120)
   for text in said:
-    largest, total, gathered, rows, compiled = json.loads(text.strip().splitlines()[-1])
+    largest, total, gathered, rows, means, compiled = json.loads(text.strip().splitlines()[-1])
     assert largest == 4
     assert total == 6_000_000_001
     assert gathered == [["0", text] for text in TEXTS]
     assert rows == [0, 1, 2, 0, 1, 2, 3]
+    assert means == {"a": 1.0, "b": 0.5}
     assert compiled == 0  # other lengths are no other programs
 
 
