@@ -295,22 +295,27 @@ def _evaluation(config: Config) -> Iterator[str]:
 
 
 def _batches(config: Config, devices: int) -> Iterator[str]:
-  for stage in ("base", "pam"):
+  for stage in STAGES:
+    if stage not in config.stages:
+      continue
+    if stage == "srl":
+      yield from _self_feedback_batches(config, devices)
+    else:
+      settings, name = config[stage], f"{stage}.batch_size"
+      yield from _shared(name, settings.batch_size)
+      yield from _divides(
+        name, settings.batch_size, f"{stage}.microbatches", settings.microbatches, devices
+      )
+
+
+def _self_feedback_batches(config: Config, devices: int) -> Iterator[str]:
+  srl = config.srl
+  yield from _shared("srl.questions", srl.questions)
+  if srl.rehearsal_weight > 0:
+    yield from _shared("srl.rehearsal_rows", srl.rehearsal_rows)
     yield from _divides(
-      f"{stage}.batch_size", config[stage].batch_size, f"{stage}.microbatches",
-      config[stage].microbatches, devices,
-    )  # fmt: skip
-  srl, stages = config.srl, tuple(config.stages)
-  shared = {
-    f"{stage}.batch_size": config[stage].batch_size for stage in STAGES[:2] if stage in stages
-  }
-  if "srl" in stages:
-    shared["srl.questions"] = srl.questions
-    if srl.rehearsal_weight > 0:
-      shared["srl.rehearsal_rows"] = srl.rehearsal_rows
-  for key, rows in shared.items():
-    if rows % process_count():
-      yield f"{key} is {rows}; expected a multiple of the {process_count()} processes"
+      "srl.rehearsal_rows", srl.rehearsal_rows, "srl.microbatches", srl.microbatches, devices
+    )
   rows = srl.questions * srl.group_size
   if srl.update_rows > rows:
     yield f"srl.update_rows is {srl.update_rows}; expected at most questions * group_size = {rows}"
@@ -329,10 +334,11 @@ def _batches(config: Config, devices: int) -> Iterator[str]:
       f"srl.row_length is {srl.row_length}; expected 0 or at least max_prompt_length +"
       f" max_new_tokens = {longest}"
     )
-  if srl.rehearsal_weight > 0:
-    yield from _divides(
-      "srl.rehearsal_rows", srl.rehearsal_rows, "srl.microbatches", srl.microbatches, devices
-    )
+
+
+def _shared(name: str, rows: int) -> Iterator[str]:
+  if rows % process_count():
+    yield f"{name} is {rows}; expected a multiple of the {process_count()} processes"
 
 
 def _divides(name: str, rows: int, key: str, microbatches: int, devices: int) -> Iterator[str]:

@@ -166,7 +166,8 @@ def _score_question(
   if settings.source == "random":
     agreements = rng.integers(0, 2, size).astype(np.float32)
     understanding = rng.integers(0, 2, size).astype(np.float32)
-    labelled = valid = translations_labelled = np.ones(size, bool)
+    labelled = np.zeros(size, bool)  # a coin is no label
+    valid = translations_labelled = np.ones(size, bool)
   else:
     agreements = np.array(
       [agreement(r.answer, vote, settings.kind) for r, vote in zip(responses, votes, strict=True)],

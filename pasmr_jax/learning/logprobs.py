@@ -28,7 +28,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from pasmr_jax.models import lora, transformer
 from pasmr_jax.models.config import TransformerConfig
-from pasmr_jax.models.layers import is_mapped, row_axes
+from pasmr_jax.models.layers import is_mapped, traced_row_axes
 
 AnyArray = jax.Array | np.ndarray
 Number = float | Float[AnyArray, ""]
@@ -320,7 +320,7 @@ def _arrange(
 ) -> _Slots:
   rows, length, _ = hidden.shape
   mesh = jax.sharding.get_abstract_mesh()
-  axes = row_axes(mesh, rows)
+  axes = traced_row_axes(mesh, rows)
   groups = 1 if axes is None else math.prod(mesh.shape[axis] for axis in axes)
   tokens = rows // groups * length
   vocabulary = scoring.config.vocab_size // _vocabulary_parts(scoring.config.vocab_size)

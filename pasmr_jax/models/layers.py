@@ -78,11 +78,11 @@ def split_rows(x: Float[Array, "B ..."]) -> Float[Array, "B ..."]:
   embedding dimension instead and to compute every row on every device. Does nothing outside of
   `jax.set_mesh`, or where the rows do not divide.
   """
-  axes = row_axes(jax.sharding.get_abstract_mesh(), x.shape[0])
+  axes = traced_row_axes(jax.sharding.get_abstract_mesh(), x.shape[0])
   return x if axes is None else jax.lax.with_sharding_constraint(x, PartitionSpec(axes))
 
 
-def row_axes(mesh: AbstractMesh, rows: int) -> tuple[str, ...] | None:
+def traced_row_axes(mesh: AbstractMesh, rows: int) -> tuple[str, ...] | None:
   """The axes of a mesh that so many rows are split over; None if they do not divide.
 
   Rows of one replica alone, in a `vmap` over replicas, are split over the others.

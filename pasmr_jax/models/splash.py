@@ -25,7 +25,7 @@ from jax.sharding import PartitionSpec
 from jaxtyping import Array, Bool, Float, Int
 
 from pasmr_jax.models.config import TransformerConfig
-from pasmr_jax.models.layers import row_axes
+from pasmr_jax.models.layers import traced_row_axes
 
 _LANES = 128  # blocks are multiples of it
 _BLOCKS = (512, 384, 256, 128)  # queries, and keys, at a time; larger ones do not fit on a v5e
@@ -62,7 +62,7 @@ def splash_attend(
   attend = functools.partial(_attend, config=config, interpret=_platform() != "tpu")
   if mesh.empty:
     return attend(queries, keys, values, segment_ids, is_local)
-  rows, heads = row_axes(mesh, queries.shape[0]), None
+  rows, heads = traced_row_axes(mesh, queries.shape[0]), None
   tensor, kv_heads = mesh.shape.get("tensor", 1), keys.shape[1]
   if tensor > 1 and queries.shape[2] % tensor == 0:
     # Every device needs the keys of its heads: fewer keys than devices are repeated.

@@ -302,7 +302,15 @@ def shard_batch(tree: Any, mesh: Mesh) -> Any:
 
 
 def local_rows(array: jax.Array) -> np.ndarray:
-  """This process's rows of an array split by `batch_sharding` (or replicated), in order."""
+  """This process's rows of an array split by `batch_sharding`, in order.
+
+  Of one process they are all rows, also of an array that each device has whole.
+
+  Raises:
+    ValueError: more than the rows are split; or there are several processes, and each has all rows.
+  """
+  if jax.process_count() > 1 and array.is_fully_replicated:
+    raise ValueError(f"an array of shape {array.shape} is whole in each process; expected its rows")
   shards = {}
   for shard in array.addressable_shards:
     if shard.data.shape[1:] != array.shape[1:]:

@@ -22,7 +22,7 @@ from jaxtyping import Array, Bool, Float, Int, Key
 from pasmr_jax.models import transformer
 from pasmr_jax.models.cache import Cache, KeyValues, begin_rows, init_cache, settle
 from pasmr_jax.models.config import TransformerConfig
-from pasmr_jax.parallel.mesh import row_axes
+from pasmr_jax.parallel.mesh import batch_sharding, row_axes
 from pasmr_jax.rollout import sampling as drawing
 
 
@@ -252,6 +252,8 @@ def decode(
   state = (slots, nothing, jnp.int32(0))
   slots, drawn, taken = jax.lax.while_loop(unfinished, step, state)
   slots = slots.replace(cache=settle(slots.cache))
+  # Each process reads its own rows.
+  drawn = jax.lax.with_sharding_constraint(drawn, batch_sharding(mesh))
   return _hold(slots, mesh, config), drawn, taken
 
 

@@ -118,7 +118,7 @@ def _record(
         "pivot_answers": [show(answer) for answer in solutions.answers],
         "label": show(judged.votes[place].label),
         "confidence": judged.votes[place].confidence,
-        "valid": bool(judged.labelled[place]),
+        "labelled": bool(judged.labelled[place]),
         "reward": float(judged.reward[place]),
         "agreement": float(judged.agreement[place]),
         "understanding": float(judged.understanding[place]),

@@ -28,7 +28,7 @@ def response(answer: str | None, reward: float, **changes: Any) -> dict[str, Any
     "pivot_answers": ["15", "15", "16"],
     "label": "15",
     "confidence": 2 / 3,
-    "valid": True,
+    "labelled": True,
     "reward": reward,
     "agreement": float(answer == "15"),
     "understanding": 2 / 3,
@@ -74,7 +74,7 @@ ROLLOUTS = [
     HOSTILE,
     [
       response(HOSTILE, 0.0, reasoning=HOSTILE, translation=HOSTILE, pivot_solutions=[HOSTILE] * 3),
-      response(None, -0.25, reasoning="und so weiter", truncated=True, valid=False, **UNFORMED),
+      response(None, -0.25, reasoning="und so weiter", truncated=True, labelled=False, **UNFORMED),
     ],
   ),
 ]

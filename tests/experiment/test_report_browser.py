@@ -196,7 +196,7 @@ def test_what_is_shown_of_a_question(browser, report):
     "✗ not well-formed",
     "✗ truncated",
     "✗ no answer",
-    "no confident label: teaches nothing",
+    "no confident label",
   ]
 
 

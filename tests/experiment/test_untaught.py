@@ -46,6 +46,7 @@ def guarded(tmp_path):
     ({"well_formed_rate": 0.0, "label_rate": 0.0}, "malformed", "no response is well formed"),
     ({"label_rate": 0.0}, "unlabelled", "no vote has a label"),
     ({"trained_tokens": 9}, "alike", "all responses have the same reward"),
+    ({"trained_tokens": 9, "label_rate": 0.0}, "alike", "all responses have the same reward"),
     ({}, "masked", "every response that has a label met its limit"),
   ],
 )

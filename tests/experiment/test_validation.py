@@ -167,6 +167,14 @@ def test_microbatches_that_would_divide_are_named():
     validation.check(_config(), devices=5)
 
 
+def test_batches_of_stages_that_do_not_run_may_be_of_any_size():
+  pam = {"stages": ("pam",), "pam__batch_size": 64, "pam__microbatches": 1}
+  validation.check(_config(**pam, base__batch_size=32), devices=64)
+  with pytest.raises(ValueError, match=r"base\.batch_size is 32; expected a multiple of") as found:
+    validation.check(_config(**pam | {"stages": ("base", "pam")}, base__batch_size=32), devices=64)
+  assert "srl." not in str(found.value)
+
+
 def test_what_only_self_feedback_cannot_do_is_no_problem_without_it():
   changes = {"languages": ("de", "ha"), "feedback__source": "shuffled", "srl__questions": 1}
   validation.check(_config(stages=("base", "pam"), srl__update_rows=0, **changes))

@@ -154,7 +154,7 @@ def test_random_depends_on_the_seed_only():
   same = [(a.reward == b.reward).all() for a, b in zip(once, again, strict=True)]
   assert all(same)
   assert any((a.reward != b.reward).any() for a, b in zip(once, other, strict=True))
-  assert all(one.valid.all() for one in once)
+  assert all(one.valid.all() and not one.labelled.any() for one in once)
 
 
 def test_pivot_answers_are_needed_only_by_what_reads_them():

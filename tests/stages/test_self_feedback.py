@@ -573,7 +573,7 @@ def test_rollout_records_hold_the_vote_and_every_reward_term(step):
   assert german["pivot"] == "en"
   right, _, mistranslated, cut = german["responses"]
   assert right["confidence"] == pytest.approx(5 / 6)
-  assert right["valid"] is True
+  assert right["labelled"] is True
   assert right["length"] == pytest.approx(-right["tokens"] / LIMIT)
   assert (right["reasoning_consistent"], right["translation_consistent"]) == (True, True)
   # Of BAD's two pivot answers one is the label; the cut-off response has no translation to solve.

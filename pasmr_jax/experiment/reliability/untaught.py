@@ -26,9 +26,9 @@ def cause(values: Mapping[str, Any]) -> str:
     return "truncated"
   if values["well_formed_rate"] <= 0:
     return "malformed"
-  if values["label_rate"] <= 0:
-    return "unlabelled"
-  return "alike" if values["trained_tokens"] > 0 else "masked"
+  if values["trained_tokens"] > 0:  # with feedback.source=random no response has a label
+    return "alike"
+  return "masked" if values["label_rate"] > 0 else "unlabelled"
 
 
 def is_told(steps: int, limit: int) -> bool:

@@ -207,7 +207,7 @@ def rollout(line: Mapping[str, Any]) -> dict[str, Any]:
         "answer": _text(response.get("answer")),
         "label": _text(response.get("label")),
         "confidence": _number(response.get("confidence")),
-        "teaches": response.get("valid") is not False,
+        "labelled": response.get("labelled") is not False,
         "tokens": _number(response.get("tokens")),
         "terms": [_number(response.get(term)) for term in TERMS],
         "failures": failures(response),

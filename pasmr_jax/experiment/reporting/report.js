@@ -256,7 +256,7 @@
       make('h5', {}, `Response ${index + 1}`,
         isLabel(response) ? badge('\u2713 answer is the label', 'good') : null,
         response.failures.map((failure) => badge(`\u2717 ${data.failures[failure]}`, 'bad')),
-        response.teaches ? null : badge('no confident label: teaches nothing', 'plain')),
+        response.labelled ? null : badge('no confident label', 'plain')),
       make('p', {class: 'outcome'}, 'answer ', make('bdi', {class: 'answer'},
         answerText(response.answer)), ', label ', make('bdi', {class: 'answer'},
         response.label === null ? 'none' : visible(response.label)),

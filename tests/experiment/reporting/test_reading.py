@@ -140,7 +140,7 @@ def test_a_rollout_as_the_page_shows_it(workdir):
   assert wrong["failures"] == []
   assert hostile["question"] == sample_run.HOSTILE
   unformed = hostile["responses"][1]
-  assert (unformed["translation"], unformed["teaches"]) == (None, False)
+  assert (unformed["translation"], unformed["labelled"]) == (None, False)
 
 
 @pytest.mark.parametrize(
