@@ -1,5 +1,7 @@
 # make demo   the whole method on the built-in corpus
-# make test   tests, lint and types
+# make test   tests, lint and types; lint: these two alone
+# make bench  the built-in benchmark, every arm: about an hour and a half on two cores
+# make clean  removes .venv; runs/ is yours
 # make gemma  a few steps of both stages on the real Gemma 3 270M
 # make study  the reduced study on the real Gemma 3 270M: two hours; stopped, it goes on when started again
 PYTHON ?= python3
@@ -52,4 +54,4 @@ $(VENV)/dev.stamp: requirements.txt requirements-dev.txt | $(VENV)/bin/python
 	touch $@ $(VENV)/run.stamp
 
 clean:
-	rm -rf $(VENV) runs
+	rm -rf $(VENV)

@@ -129,9 +129,9 @@ def data() -> ConfigDict:
   #                               where there is only one language. Files of a location with
   #                               {language} may lack it
   config.columns.text = "question"
-  config.columns.pivot_text = ""
-  config.columns.solution = ""
-  config.columns.answer = "answer"
+  config.columns.pivot_text = ""  # the question in the pivot language
+  config.columns.solution = ""  # in the language of the question; it ends in the answer
+  config.columns.answer = "answer"  # gold, in English style (1,234.5)
   return config
 
 
@@ -140,11 +140,11 @@ def optimizer(learning_rate: float) -> ConfigDict:
   config.name = "adamw"  # adamw, adafactor, lion or muon
   config.learning_rate = learning_rate  # peak; adafactor's is a share of each weight's own size
   config.schedule = "cosine"  # after the warm-up: cosine, linear or constant
-  config.warmup_steps = 10
+  config.warmup_steps = 10  # from 0 to the peak
   config.final_fraction = 0.0  # of the peak, at the stage's end
   config.b1 = 0.9  # of adamw and lion
-  config.b2 = 0.95
-  config.epsilon = 1e-8
+  config.b2 = 0.95  # of adamw and lion
+  config.epsilon = 1e-8  # added to the root of adamw's second moment
   config.momentum = 0.95  # of muon, for the layers' matrices; adamw has its other parameters
   config.moment_dtype = ""  # float32 or bfloat16, which b2 near 1 is too fine for; '' is the
   #                           parameters'; adafactor's are float32; steps are computed in float32
@@ -156,7 +156,7 @@ def optimizer(learning_rate: float) -> ConfigDict:
 
 def supervised(mixture: dict[str, float], steps: int) -> ConfigDict:
   config = ConfigDict()
-  config.steps = steps
+  config.steps = steps  # optimizer steps
   config.batch_size = 32  # packed rows a step, over all devices
   config.max_length = 256  # tokens a row; longer examples are counted and left out
   config.microbatches = 1  # gradient accumulation
@@ -168,13 +168,14 @@ def supervised(mixture: dict[str, float], steps: int) -> ConfigDict:
 
 def srl() -> ConfigDict:
   config = ConfigDict()
-  config.steps = 300
+  config.steps = 300  # rollouts; an optimizer step each, or inner_batches * inner_epochs
   config.questions = 8  # B, questions a step, over all processes
   config.group_size = 16  # G, responses a question
   config.max_prompt_length = 128  # longer questions are counted and left out, never cut
   config.max_new_tokens = 128  # of a response; what meets the limit is marked truncated
   config.max_pivot_tokens = 64  # of a pivot solution
-  config.temperature = 1.0
+  config.temperature = 1.0  # of responses; the policy that is learned is the one at it
+  # Truncation of what is drawn, responses and pivot solutions alike.
   config.top_k = 0  # 0 is off
   config.top_p = 1.0  # 1 is off
   config.min_p = 0.0  # 0 is off
@@ -192,9 +193,9 @@ def srl() -> ConfigDict:
   config.advantage = "dr_grpo"  # grpo, dr_grpo, rloo or reinforce_pp
   config.credit = "split"  # all: one advantage a response; split: translation and reasoning apart
   config.understanding_weight = 1.0  # of the translation's advantage under split credit; 0 is none
-  config.aggregation = "token"  # token or sequence
-  config.clip_low = 0.2
-  config.clip_high = 0.2
+  config.aggregation = "token"  # token: every token weighs alike; sequence: every response
+  config.clip_low = 0.2  # the ratio of new to old policy is clipped at 1 - clip_low
+  config.clip_high = 0.2  # and 1 + clip_high
   config.kl_coef = 0.02  # of KL(policy || stage-1 policy); 0 holds no reference
   config.kl_estimator = "k3"  # k1, k2 or k3
   config.exact_entropy = False  # also report the policy's entropy over the whole vocabulary, as
@@ -267,7 +268,8 @@ def checkpoint() -> ConfigDict:
   config = ConfigDict()
   config.every = 50  # steps; an evaluation that is the best so far is saved too
   config.keep = 2  # newest ones kept, besides the best and each stage's last
-  config.metric = "development/target_accuracy"  # which is best; higher is better
+  config.metric = "development/target_accuracy"  # the best has the highest; or development/
+  #                           pivot_accuracy, or either as development/sampled/...
   config.compiled = True  # also keep compiled programs, in WORKDIR/compiled: a restart does not
   #                         compile again; JAX_COMPILATION_CACHE_DIR names another folder
   config.notice = ""  # a file that appears, or a URL that answers TRUE, when the machine will go:
@@ -281,7 +283,7 @@ def guard() -> ConfigDict:
   config.skipped_in_a_row = 5  # an update whose loss or gradient is not finite is skipped; stop
   #                              after so many steps in a row with one; 0 is never
   config.untaught_steps = 20  # say so when self-feedback has taught nothing for so many steps in a
-  #                             row, and again when it is twice as many; 0 is never
+  #                             row, and again each time that number has doubled; 0 is never
   config.hang_minutes = 60.0  # without a step, or a part of an evaluation, end; 0 is never
   # The alarm of self-feedback: agreement rises while another quantity falls.
   config.collapse_action = "continue"  # on an alarm: continue, stop, or return: the best checkpoint
@@ -301,6 +303,6 @@ def log() -> ConfigDict:
   config.every = 1  # steps between lines of metrics
   config.rollouts_every = 20  # steps between samples written to rollouts.jsonl; 0 is never
   config.rollouts = 2  # questions a sample
-  config.tensorboard = True
+  config.tensorboard = True  # also write WORKDIR/tensorboard
   config.progress = True  # progress bar on the terminal
   return config

@@ -28,8 +28,8 @@ from jaxtyping import Float, Int
 
 from pasmr_jax.data.questions import Question
 
-# No threads: the records are in memory, and reading one costs less than handing it over.
 _ENDLESS = 2**53  # questions or examples that a stream has
+# No threads: the records are in memory, and reading one costs less than handing it over.
 _READ_IN_PLACE = grain.ReadOptions(num_threads=0, prefetch_buffer_size=0)
 
 
@@ -84,6 +84,7 @@ def question_iterator(
     questions: the pool, in any order; the same on every process.
     batch_size: questions a step, of all processes together.
     seed: any int from 0; streams of different seeds are independent.
+    process_index, process_count: which of how many processes, that share each batch.
     key: of the configuration, that says `batch_size`; for messages.
 
   Returns:
@@ -117,6 +118,7 @@ def supervised_iterator(
     batch_size: rows a step, of all processes together.
     max_length: tokens a row. Each example must fit (see `fit_examples`).
     seed: any int from 0.
+    process_index, process_count: which of how many processes, that share each batch.
     key: of the configuration, that says `batch_size`; for messages.
 
   Returns:

@@ -1,6 +1,7 @@
 """Metrics of a run: JSON lines, TensorBoard, a progress bar. Only process 0 writes.
 
-`metrics.jsonl` has one line a step with `stage` and `step`; `rollouts.jsonl` samples of model text.
+`metrics.jsonl` has a line for each logged step, with `stage` and `step`, and one more for an
+evaluation or an alarm; `rollouts.jsonl` has samples of model text.
 Each line has left the program before the next step begins. A resumed run first takes back what was
 written after the checkpoint it resumes from, so that the files have no gap and no step twice;
 TensorBoard's file is then written anew from what is kept.

@@ -90,7 +90,10 @@ class Bootstrap:
 
 
 def wilson(share: float, count: int) -> Interval:
-  """Wilson's score interval (1927) of a share observed in `count` independent trials, 95 %."""
+  """Wilson's score interval (1927) of a share observed in `count` independent trials, 95 %.
+
+  Raises ValueError for a count below 1.
+  """
   if count < 1:
     raise ValueError(f"a share of {count} trials has no interval; expected at least 1")
   spread = _Z * np.sqrt(share * (1 - share) / count + (_Z / (2 * count)) ** 2)

@@ -74,7 +74,10 @@ def needs_pivot_answers(source: str, credit: str, understanding_weight: float) -
 def labels(
   responses: Sequence[Scored], settings: RewardSettings, gold: Value | None, pooled: Vote
 ) -> tuple[Vote, ...]:
-  """The vote that supervises each response, before any shuffling."""
+  """The vote that supervises each response, before any shuffling.
+
+  Raises ValueError for the source 'gold' without a gold answer.
+  """
   if settings.source == "gold":
     if gold is None:
       raise ValueError("feedback.source is 'gold' but the question has no readable answer")

@@ -20,7 +20,12 @@ def folder_config(path: str) -> TransformerConfig:
 
 
 def folder_statement(path: str) -> tuple[Stated, Family]:
-  """What config.json says of the text model, defaults filled in, and its family."""
+  """What config.json says of the text model, defaults filled in, and its family.
+
+  Raises:
+    FileNotFoundError: there is no config.json.
+    ValueError: it cannot be read, or is of no known family.
+  """
   import transformers  # slow to import, and reading GGUF needs none of it
   from huggingface_hub.errors import StrictDataclassError
 
@@ -61,7 +66,12 @@ def find_folder(path: str, weights: bool = False) -> pathlib.Path:
 
 @contextlib.contextmanager
 def open_folder(path: str, config: TransformerConfig) -> Iterator[TensorSource]:
-  """Opens the folder's safetensors; what is read of a tensor is the part asked for."""
+  """Opens the folder's safetensors; what is read of a tensor is the part asked for.
+
+  Raises:
+    FileNotFoundError: there are none, or not all that the index names.
+    ValueError: one cannot be read, or the output table is another than the tied embedding.
+  """
   import safetensors
 
   folder = find_folder(path, weights=True)
