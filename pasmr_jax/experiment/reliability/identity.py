@@ -5,8 +5,8 @@ compares it with the run's own, stage by stage. What cannot change the result, o
 bits, may change: logging, saving, evaluation, devices, where files and the run of `init_from` lie.
 A stage may have another number of steps, more than it has made, until it has ended before all were
 made or a later one has begun; checkpoint.metric may change only from then on, because a stage's
-numbers are compared with each other. Anything else would make a run of which nobody could say what it is, and is refused
-with the difference, unless --force says that this is wanted.
+numbers are compared with each other. Anything else would make a run of which nobody could say what
+it is, and is refused with the difference, unless --force says that this is wanted.
 """
 
 import dataclasses
