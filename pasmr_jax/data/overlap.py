@@ -7,9 +7,10 @@ from pasmr_jax.data.questions import Question
 
 
 def normalized(text: str) -> str:
-  """Letters and digits only, without case, accents' spelling or width."""
+  """Letters with their marks and digits only, without case, accents' spelling or width."""
   folded = unicodedata.normalize("NFKC", text).casefold()
-  return "".join(character for character in folded if character.isalnum())
+  # Vowels of Bengali, Telugu and Thai are marks.
+  return "".join(c for c in folded if c.isalnum() or unicodedata.category(c)[0] == "M")
 
 
 def keys(question: Question) -> set[str]:

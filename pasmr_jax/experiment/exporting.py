@@ -164,11 +164,11 @@ def _read_tokenizer_back(run: Run, folder: pathlib.Path) -> None:
   """Reads what was written as a new run would.
 
   Raises:
-    ValueError: delimiters are not what they were.
+    ValueError: delimiters or special tokens are not what they were.
   """
   tokenizer = run.tokenizer
   found = load_tokenizer(str(folder), tokenizer.open_delimiter, tokenizer.close_delimiter)
-  for name in ("open_ids", "close_ids", "eos_id", "bos_id"):
+  for name in ("open_ids", "close_ids", "eos_id", "bos_id", "pad_id"):
     if getattr(found, name) != getattr(tokenizer, name):
       raise ValueError(
         f"{folder}: {name} would be read as {getattr(found, name)}, not {getattr(tokenizer, name)}"

@@ -67,8 +67,8 @@ def to_fast(tokenizer: Tokenizer) -> Any:
     fast.add_tokens(
       [tokenizers.AddedToken(text, normalized=False) for text in delimiters], special_tokens=True
     )
-  if fast.pad_token is None:
-    fast.pad_token = vocabulary.token_of(tokenizer.pad_id)
+  # Its own may be one that ends a response, which is learned and not padding.
+  fast.pad_token = vocabulary.token_of(tokenizer.pad_id)
   return fast
 
 

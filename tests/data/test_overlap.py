@@ -1,6 +1,8 @@
 """Questions of one pool among those of another."""
 
-from pasmr_jax.data.overlap import shared
+import unicodedata
+
+from pasmr_jax.data.overlap import normalized, shared
 from pasmr_jax.data.questions import Question
 
 
@@ -20,3 +22,9 @@ def test_a_question_is_found_by_its_text_or_its_original():
     ("triplets", "test"): ["a", "c"]
   }
   assert not shared({"triplets": learned, "test": asked[2:]}, ["test"])
+
+
+def test_vowels_that_are_marks_tell_words_apart():
+  for one, other in (("তিনি", "তানা"), ("తిను", "తాను"), ("ไก่", "ไก้")):
+    assert normalized(one) != normalized(other)
+    assert normalized(one) == normalized(unicodedata.normalize("NFD", one))

@@ -6,6 +6,7 @@ import shutil
 
 import pytest
 import sentencepiece
+import transformers
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -128,6 +129,17 @@ def test_padding_is_never_a_stop_token(paths):
   assert tokenizer.pad_id == tokenizer.controls["<|eot|>"]
   with pytest.raises(ValueError, match=r"padding token '<\|end\|>' is also a stop.*tokenizer\.pad"):
     load_tokenizer(paths["pad_is_eos"], "<|reserved_0|>", "<|reserved_1|>", pad_token="<|end|>")
+
+
+@pytest.mark.parametrize("pad", ["", "<|eot|>"])
+def test_an_exported_tokenizer_pads_as_the_run_did(paths, tmp_path, pad):
+  """Whoever masks padding in what is learned must not mask the end of sequence."""
+  marks = ("<|reserved_0|>", "<|reserved_1|>")
+  tokenizer = load_tokenizer(paths["pad_is_eos"], *marks, pad_token=pad or None)
+  save_tokenizer(tokenizer, tmp_path)
+  exported = transformers.AutoTokenizer.from_pretrained(tmp_path)
+  assert exported.pad_token_id == tokenizer.pad_id != exported.eos_token_id
+  assert load_tokenizer(str(tmp_path), *marks).pad_id == tokenizer.pad_id
 
 
 def test_delimiters_that_the_vocabulary_lacks_become_new_tokens(paths, tokenizers):
