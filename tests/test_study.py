@@ -604,7 +604,7 @@ def test_every_question_is_answered_with_what_there_is(tmp_path):
   assert answers["gold"].sentence == "The arms that it compares are not finished."
   assert list(answers["languages"].rows) == ["German", "Bengali (never trained)"]
   assert "No difference is shown: SRL, pivot feedback." in answers["pivot-language"].sentence
-  assert answers["vote"].sentence == "No arm of self-feedback is finished."
+  assert answers["vote"].sentence == "No label of a finished arm of self-feedback was checked."
 
 
 def test_base_and_pam_are_compared_on_every_set(tmp_path):
@@ -617,6 +617,19 @@ def test_base_and_pam_are_compared_on_every_set(tmp_path):
 def test_what_there_was_to_learn_from_is_a_mean_over_steps_and_seeds(tmp_path):
   (row,) = results.signals(collected(tmp_path))
   assert row == {"arm": "pivot", "steps": 4, **dict.fromkeys(results.SIGNALS, 0.375)}
+
+
+def test_kept_numbers_are_read_as_answers_are(tmp_path):
+  items = [
+    {"language": "de", "id": "a", "number_recall": 0.5},
+    {"language": "de", "id": "a", "number_recall": None},  # no translation keeps none
+  ]
+  write_lines(tmp_path, "items.jsonl", [*items, {"language": "de", "number_recall": 1.0}])
+  path = tmp_path / "items.jsonl"
+  with pytest.raises(ValueError, match=r"items\.jsonl:3: expected an evaluated item: .*'id'"):
+    results._number_recall(path)
+  write_lines(tmp_path, "items.jsonl", items)
+  assert results._number_recall(path) == {("de", "a"): 0.25}
 
 
 def test_charts_are_svg_with_their_numbers():

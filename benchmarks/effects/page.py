@@ -26,7 +26,6 @@ from benchmarks.effects.questions import (
 )
 from benchmarks.effects.results import (
   SIGNALS,
-  WAYS,
   Gap,
   Results,
   machines,
@@ -35,29 +34,30 @@ from benchmarks.effects.results import (
 )
 from pasmr_jax.experiment.comparison import MIN_DIFFERING
 from pasmr_jax.experiment.origins import base_model
+from pasmr_jax.experiment.result_files import DECODINGS
 
 
 def main_table(results: Results) -> str:
-  """Every finished arm: accuracy by set, way and group, and what pivot feedback has more."""
+  """Every finished arm: accuracy by set, decoding and group, and what pivot feedback has more."""
   columns = [
-    (tested, way, group)
+    (tested, decoding, group)
     for tested in results.sets
-    for way in WAYS
+    for decoding in DECODINGS
     for group in results.groups
-    if any(results.accuracy(name, tested, way, group) for name in results.arms)
+    if any(results.accuracy(name, tested, decoding, group) for name in results.arms)
   ]
-  heads = [f"{tested}, {way}, {group}" for tested, way, group in columns]
-  ahead = [f"pivot feedback is ahead by, {way}" for way in WAYS]
+  heads = [f"{tested}, {decoding}, {group}" for tested, decoding, group in columns]
+  ahead = [f"pivot feedback is ahead by, {decoding}" for decoding in DECODINGS]
   lines = [
     "| arm | " + " | ".join([*heads, *ahead, "seeds"]) + " |",
     "|---" * (len(columns) + len(ahead) + 2) + "|",
   ]
   for name in results.arms:
     cells = [percent(results.accuracy(name, *column)) for column in columns]
-    for way in WAYS:
+    for decoding in DECODINGS:
       gap = None
       if name != "pivot":
-        gap = results.gap(name, "pivot", results.sets[0], way, trained(results))
+        gap = results.gap(name, "pivot", results.sets[0], decoding, trained(results))
       cells.append("" if gap is None else str(gap))
     seeds = len(results.seeds(name))
     lines.append(f"| {CALLED[name]} | " + " | ".join([*cells, str(seeds)]) + " |")
@@ -308,7 +308,7 @@ def _write_json(
         "cpu_seconds": [arm.cpu_seconds() for arm in arms],
         "starts": [sum(len(program.legs()) for program in arm.programs) for arm in arms],
         "measures": {
-          tested: {way: results.measures(name, tested, way) for way in WAYS}
+          tested: {decoding: results.measures(name, tested, decoding) for decoding in DECODINGS}
           for tested in results.sets
         },
       }

@@ -19,11 +19,10 @@ from benchmarks.effects import roofline
 from benchmarks.effects.arms import ARMS, CONTINUED, SOURCES, mean_and_error
 from benchmarks.effects.plan import BEFORE, Arm, Study, metric_lines
 from pasmr_jax import Config
-from pasmr_jax.experiment.comparison import compare, read_scores
+from pasmr_jax.experiment.comparison import compare, read_means, read_scores
 from pasmr_jax.experiment.origins import source
 from pasmr_jax.models.pretrained import load_config
 
-WAYS = ("greedy", "sampled")
 # Metrics of a step of self-feedback that tell what there was to learn from.
 SIGNALS = (
   "well_formed_rate",
@@ -73,47 +72,51 @@ class Results:
   def seeds(self, name: str) -> list[int]:
     return [arm.seed for arm in self.arms.get(name, ())]
 
-  def measures(self, name: str, tested: str, way: str) -> list[dict[str, float]]:
-    """All measures of an arm on a set, a seed each; none where it was not asked in that way."""
+  def measures(self, name: str, tested: str, decoding: str) -> list[dict[str, float]]:
+    """All measures of an arm on a set, a seed each; none where it was not decoded so."""
     found = []
     for arm in self.arms.get(name, ()):
       path = arm.answers[tested].with_suffix(".json")
       values = json.loads(path.read_text("utf-8"))
-      if way in values:
-        found.append(values[way])
+      if decoding in values:
+        found.append(values[decoding])
     return found
 
-  def mean(self, name: str, tested: str, way: str, measure: str) -> tuple[float, float] | None:
+  def mean(self, name: str, tested: str, decoding: str, measure: str) -> tuple[float, float] | None:
     """Mean over seeds and its standard error of a measure."""
-    found = [values[measure] for values in self.measures(name, tested, way) if measure in values]
+    found = [
+      values[measure] for values in self.measures(name, tested, decoding) if measure in values
+    ]
     return mean_and_error(found) if found else None
 
-  def accuracy(self, name: str, tested: str, way: str, group: str) -> tuple[float, float] | None:
+  def accuracy(
+    self, name: str, tested: str, decoding: str, group: str
+  ) -> tuple[float, float] | None:
     """Mean over a group's languages that the set has, then over seeds, with its error."""
-    return self.by_group(name, tested, way, group, "accuracy")
+    return self.by_group(name, tested, decoding, group, "accuracy")
 
   def by_group(
-    self, name: str, tested: str, way: str, group: str, measure: str
+    self, name: str, tested: str, decoding: str, group: str, measure: str
   ) -> tuple[float, float] | None:
     """The same of any measure that there is by language, such as `chrf`."""
     found = []
-    for values in self.measures(name, tested, way):
+    for values in self.measures(name, tested, decoding):
       known = [f"{measure}/{code}" for code in self.groups[group] if f"{measure}/{code}" in values]
       if known:
         found.append(float(np.mean([values[one] for one in known])))
     return mean_and_error(found) if found else None
 
   def gap(
-    self, first: str, second: str, tested: str, way: str, languages: Sequence[str]
+    self, first: str, second: str, tested: str, decoding: str, languages: Sequence[str]
   ) -> Gap | None:
     """How much more of these languages' questions `second` has right than `first`."""
-    return self._gap(first, second, tested, way, languages, _accuracy)
+    return self._gap(first, second, tested, decoding, languages, _accuracy)
 
   def recall_gap(self, first: str, second: str, tested: str, code: str) -> Gap | None:
     """The same of the share of a question's numbers that its translation keeps."""
     return self._gap(first, second, tested, "greedy", [code], _number_recall)
 
-  def _gap(self, first, second, tested, way, languages, read) -> Gap | None:
+  def _gap(self, first, second, tested, decoding, languages, read) -> Gap | None:
     pairs = [
       (one, other)
       for one in self.arms.get(first, ())
@@ -123,7 +126,7 @@ class Results:
     scores: list[tuple[_Scores, _Scores]] = []
     for pair in pairs:
       paths = [
-        arm.answers[tested].parent / f"{arm.answers[tested].name}_{way}.jsonl" for arm in pair
+        arm.answers[tested].parent / f"{arm.answers[tested].name}_{decoding}.jsonl" for arm in pair
       ]
       if all(path.exists() for path in paths):
         one, other = (
@@ -273,12 +276,7 @@ def _accuracy(path: pathlib.Path) -> _Scores:
 
 def _number_recall(path: pathlib.Path) -> _Scores:
   """Recall of each question; a response without a translation keeps none of its numbers."""
-  found: dict[tuple[str, str], list[float]] = {}
-  for line in path.read_text("utf-8").split("\n"):
-    if line:
-      item = json.loads(line)
-      found.setdefault((item["language"], item["id"]), []).append(item["number_recall"] or 0.0)
-  return {key: float(np.mean(values)) for key, values in found.items()}
+  return read_means(path, lambda item: item["number_recall"] or 0.0)
 
 
 def _only(scores: _Scores, languages: Sequence[str]) -> _Scores:
