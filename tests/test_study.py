@@ -282,6 +282,39 @@ def test_a_program_may_be_known_by_more_than_its_tests_depend_on(tmp_path):
   assert dataclasses.replace(made, settings={key: 9}).finished()
 
 
+def test_a_finished_program_is_known_by_what_may_end_it_at_its_best(tmp_path):
+  made = finished_program(tmp_path)
+  metric = "development/sampled/target_accuracy"
+  for settings in ({"guard.collapse_action": "return"}, {"guard.collapse_rise": 0.1},
+                   {"checkpoint.metric": metric}):  # fmt: skip
+    with pytest.raises(ValueError, match=f"with {next(iter(settings))} = .*, expected"):
+      dataclasses.replace(made, settings=settings).finished()
+  assert dataclasses.replace(made, settings={"guard.hang_minutes": 1.0}).finished()
+
+
+def test_older_legs_without_what_may_end_a_run_had_the_defaults(tmp_path):
+  made = finished_program(tmp_path)
+  (leg,) = made.legs()
+  free = ("guard.", "checkpoint.", "evaluation.development_questions")
+  kept = {key: value for key, value in leg["settings"].items() if not key.startswith(free)}
+  write_lines(tmp_path, "train.legs.jsonl", [leg | {"settings": kept}])
+  assert made.finished()
+  with pytest.raises(ValueError, match=r"collapse_action = 'continue', expected 'return'"):
+    dataclasses.replace(made, settings={"guard.collapse_action": "return"}).finished()
+
+
+@pytest.mark.parametrize("early", [{"srl.patience": 2}, {"guard.collapse_action": "return"}])
+def test_where_a_stage_may_end_early_the_questions_that_end_it_matter(tmp_path, early):
+  made = finished_program(tmp_path, **early)
+  changed = {**early, "evaluation.development_questions": 9}
+  with pytest.raises(ValueError, match=r"evaluation\.development_questions = 4, expected 9"):
+    dataclasses.replace(made, settings=changed).finished()
+  (leg,) = made.legs()
+  del leg["settings"]["evaluation.development_questions"]  # as older code left it
+  write_lines(tmp_path, "train.legs.jsonl", [leg])
+  assert made.finished()
+
+
 def test_an_edited_configuration_is_another(tmp_path, monkeypatch):
   made = finished_program(tmp_path)
   edited = study_gemma3_270m.get_config("smoke")

@@ -31,6 +31,7 @@ from ml_collections import ConfigDict
 from pasmr_jax import Config
 from pasmr_jax.experiment.reliability import identity
 from pasmr_jax.experiment.reliability.storage import write_whole
+from pasmr_jax.stages import STAGES
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 SOURCES = ("pivot", "gold", "target_majority", "random", "shuffled")  # of self-feedback
@@ -42,11 +43,15 @@ ARMS = (*SOURCES, *CONTINUED)
 EXIT_STOPPED = 75  # of train.py, when it was asked to stop; the same command goes on
 # Where things lie; a finished program stays finished when they move.
 _PLACES = ("init_from", "data.root", "evaluation.exemplar_file")
-# How a run is laid out, watched and kept: its tests do not depend on it, or in the last bits alone.
+# How a run is laid out, watched and kept: its tests do not depend on it, or in the last bits alone,
 _FREE = (
   *(key for key in identity.FREE if key not in ("evaluation.", "tokenizer.path")),
   *("checkpoint.", "evaluation.development_", "evaluation.label_", "evaluation.batch_size"),
 )
+# but on what ends a stage at its best checkpoint, and on which one is the best.
+_ENDING = ("guard.collapse_", "checkpoint.metric")
+# Where a stage may end early, also on what the metric is of.
+_MEASURED = "evaluation.development_questions"
 _FREE_OF_A_STAGE = tuple(f".{key}" for key in identity.FREE_OF_A_STAGE if key != "patience")
 _LOOK = 0.2  # seconds between looks at a running program
 
@@ -139,7 +144,7 @@ class Program:
     before, now = done[-1]["settings"], self._kept()
     # A key that is not written down is newer than that leg's code, or had its default; of those
     # in `also` and of the model nothing is known where an old leg is silent.
-    unset = dataclasses.replace(self, settings={})._kept()
+    unset = dataclasses.replace(self, settings={})._flat()
     unknown = {key: now[key] for key in (*self.also, "model.pretrained")}
     before = unset | unknown | before
     for key in sorted(now):
@@ -179,12 +184,23 @@ class Program:
 
   def _kept(self) -> dict[str, Any]:
     """What its results depend on: its whole configuration, however that was typed."""
-    flat = identity.flatten(configuration(self.config, self.settings))
+    flat = self._flat()
     free = {key for key in flat if key.startswith(_FREE) or key.endswith(_FREE_OF_A_STAGE)}
+    free = {key for key in free if not key.startswith(_ENDING)}
+    if _may_end_early(flat):
+      free.discard(_MEASURED)
     free = free.union(_PLACES).difference(self.also)
-    kept = {key: value for key, value in flat.items() if key not in free}
-    kept["model.pretrained"] = identity.published(kept["model.pretrained"])
-    return kept | {"config": self.config, "flags": " ".join(self.flags)}
+    return {key: value for key, value in flat.items() if key not in free}
+
+  def _flat(self) -> dict[str, Any]:
+    flat = identity.flatten(configuration(self.config, self.settings))
+    flat["model.pretrained"] = identity.published(flat["model.pretrained"])
+    return flat | {"config": self.config, "flags": " ".join(self.flags)}
+
+
+def _may_end_early(flat: Mapping[str, Any]) -> bool:
+  patient = any(flat[f"{stage}.patience"] > 0 for stage in STAGES)
+  return patient or flat["guard.collapse_action"] == "return"
 
 
 def configuration(config: str, settings: Mapping[str, Any]) -> Config:
