@@ -29,11 +29,13 @@ import shutil
 import sys
 from collections.abc import Sequence
 
+import jax
+
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 if str(ROOT) not in sys.path:  # started by its path, Python knows only its folder
   sys.path.insert(0, str(ROOT))
 
-from benchmarks.effects import arms, leakage, page, questions, results, search  # noqa: E402
+from benchmarks.effects import arms, checks, leakage, page, questions, results, search  # noqa: E402
 from benchmarks.effects.plan import BEFORE, SCALES, Study  # noqa: E402
 from pasmr_jax.experiment import report  # noqa: E402
 from pasmr_jax.experiment.reliability.storage import write_whole  # noqa: E402
@@ -112,7 +114,7 @@ def check_leakage(study: Study) -> leakage.Leakage:
 
 
 def check_arms(study: Study, names: Sequence[str], seeds: int) -> None:
-  """Raises ValueError where an arm needs something that no arm before it makes."""
+  """Raises ValueError or OSError where an arm could not be run, hours before it would start."""
   if "continued_pam_tokens" in names and "pivot" not in names:
     for seed in range(seeds):
       study.arm("continued_pam_tokens", seed)
@@ -120,6 +122,7 @@ def check_arms(study: Study, names: Sequence[str], seeds: int) -> None:
     exemplars = one.settings.get("evaluation.exemplar_file")
     if exemplars is not None and not pathlib.Path(exemplars).is_file():
       raise ValueError(f"{exemplars}: no such file; the base model is asked with its examples")
+  checks.check(study, names, seeds, arms.device_count(environment(study)))
 
 
 def environment(study: Study) -> dict[str, str]:
@@ -222,4 +225,5 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
+  jax.config.update("jax_platforms", "cpu")  # the accelerator is its runs'
   sys.exit(main())

@@ -5,6 +5,7 @@ import hashlib
 import json
 import os
 import pathlib
+import re
 import signal
 import subprocess
 import sys
@@ -808,6 +809,119 @@ def test_the_search_takes_the_best_last_step_on_development_questions(tmp_path, 
 def test_a_wrong_command_line_is_told(tmp_path, capsys, arguments, said):
   assert program.main([f"--workdir={tmp_path}", *arguments]) == 1
   assert said in capsys.readouterr().err
+
+
+EXEMPLARS = {"exemplars": {"en": {"1": {"q": "Two and two?", "a": "#### 4"}}}}
+
+
+def settled(monkeypatch, devices=1):
+  """No process is asked for devices, and none is run."""
+  monkeypatch.setattr(arms, "device_count", lambda environment: devices)
+  monkeypatch.setattr(arms, "run", lambda *_: pytest.fail("nothing should run"))
+
+
+@pytest.mark.parametrize(
+  ("arguments", "said"),
+  [
+    (
+      ["--scale=cpu", "--model=x.gguf", "--set=evaluation.samples=4"],
+      r"--arms: base: the .*\n  evaluation\.samples is 4 but evaluation\.sampled is False",
+    ),
+    (
+      ["--scale=cpu", "--model=x.gguf", "--set=evaluation.pivot_agreement=True"],
+      r"--arms: base: the .*\n  evaluation\.pivot_agreement is True; expected False",
+    ),
+    (
+      ["--scale=smoke", "--set=srl.questions=1", "--set=srl.update_rows=4"],
+      r"--arms: shuffled: the .*\n  srl\.questions is 1; expected at least 2",
+    ),
+    (
+      ["--scale=smoke", "--set=data.srl=()"],
+      r"--arms: pivot, gold, target_majority, random, shuffled: .*\n  data\.srl is empty",
+    ),
+    (
+      ["--scale=smoke", "--set=languages=('de','ha')", "--arms=pivot,continued_pam"],
+      r"--arms: pivot: languages: cannot tell .*'ha'",
+    ),
+    (
+      ["--scale=smoke", "--set=srl.steps=0", "--arms=pivot,continued_pam_tokens"],
+      r"--arms: pam, base, pivot: .*\n  srl\.steps is 0.*\n"
+      r"--arms: continued_pam_tokens: .*\n  pam\.steps is 0",
+    ),
+    (
+      ["--scale=smoke", "--set=evaluation.label_questions=1"],
+      r"--arms: shuffled: .*\n  evaluation\.label_questions is 1; expected two",
+    ),
+    (
+      ["--scale=smoke", "--set=srl.patience=2", "--set=guard.collapse_action=return"],
+      r"--arms: continued_pam: srl\.patience is 2; expected 0: .*\n"
+      r"--arms: continued_pam: guard\.collapse_action is 'return'; expected 'continue'",
+    ),
+  ],
+)
+def test_settings_that_one_arm_cannot_have_are_told_before_any_runs(
+  tmp_path, capsys, monkeypatch, arguments, said
+):
+  settled(monkeypatch)
+  (tmp_path / "mgsm").mkdir()
+  (tmp_path / "mgsm" / "exemplars.json").write_text(json.dumps(EXEMPLARS))
+  assert program.main([f"--workdir={tmp_path}", f"--data={tmp_path}", *arguments]) == 1
+  assert re.search(said, capsys.readouterr().err)
+
+
+def test_arms_that_may_end_early_run_without_one_of_as_many_steps(tmp_path, monkeypatch):
+  settled(monkeypatch)
+  study = make_study(tmp_path, **{"srl.patience": 2, "guard.collapse_action": "return"})
+  program.check_arms(study, ["pam", "base", "pivot", "continued_pam_tokens"], 1)
+
+
+def test_batches_are_checked_for_the_devices_that_runs_will_see(tmp_path, monkeypatch):
+  settled(monkeypatch, devices=3)
+  with pytest.raises(
+    ValueError, match=r"--arms: pam, pivot: .*\n  base\.batch_size is 8; .* 1 \* 3"
+  ):
+    program.check_arms(make_study(tmp_path), ["pam", "base", "pivot"], 1)
+
+
+def test_what_is_finished_is_not_checked_again(tmp_path, monkeypatch):
+  settled(monkeypatch, devices=3)
+  study = make_study(tmp_path)
+  for one in study.arm("pam", 0).programs:
+    one.folder.mkdir(parents=True, exist_ok=True)
+    one.ended(0, 1.0, 1.0)
+  program.check_arms(study, ["pam"], 1)
+  with pytest.raises(ValueError, match=r"--arms: pam: "):
+    program.check_arms(study, ["pam"], 2)  # seed 1 is to run
+
+
+def test_devices_are_those_that_runs_will_see(tmp_path):
+  variables = {**os.environ, "XLA_FLAGS": "--xla_force_host_platform_device_count=3"}
+  assert arms.device_count({**variables, "JAX_PLATFORMS": "cpu"}) == 3
+  with pytest.raises(ValueError, match="nonesuch"):
+    arms.device_count({**variables, "JAX_PLATFORMS": "nonesuch"})
+
+
+def test_gold_answers_that_cannot_be_read_are_told_before_anything_runs(tmp_path, monkeypatch):
+  settled(monkeypatch)
+  study = json_study(tmp_path)
+  columns = {"data.columns.answer": "answer", "data.columns.solution": ""}
+  study = dataclasses.replace(study, settings={**study.settings, **columns})
+  write_lines(tmp_path, "srl_de.jsonl", [{"question": "Wie viele?", "answer": "many"}])
+  program.check_arms(study, ["pam", "pivot"], 1)
+  with pytest.raises(ValueError, match=r"--arms: gold: .*many"):
+    program.check_arms(study, ["pam", "pivot", "gold"], 1)
+
+
+def test_worked_examples_are_needed_in_each_language_of_the_questions(tmp_path, monkeypatch):
+  settled(monkeypatch)
+  path = tmp_path / "mgsm" / "exemplars.json"
+  path.parent.mkdir()
+  path.write_text(json.dumps(EXEMPLARS))
+  few_shot = {"evaluation.ask": "native_cot", "evaluation.exemplars": 1}
+  study = make_study(tmp_path, **{"data.root": str(tmp_path), "model.pretrained": "weights"})
+  study = dataclasses.replace(study, scale=dataclasses.replace(study.scale, few_shot=few_shot))
+  with pytest.raises(ValueError, match=r"--arms: base: .*exemplars has no language 'bn'"):
+    program.check_arms(study, ["pam", "base"], 1)
 
 
 def test_a_file_of_weights_is_found_by_runs_in_the_checkout(tmp_path, monkeypatch):

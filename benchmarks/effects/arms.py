@@ -29,6 +29,8 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from pasmr_jax import Config
+from pasmr_jax.experiment import validation
+from pasmr_jax.experiment.questions import expect_told_apart
 from pasmr_jax.experiment.reliability import identity
 from pasmr_jax.experiment.reliability.storage import write_whole
 from pasmr_jax.stages import STAGES
@@ -37,6 +39,7 @@ ROOT = pathlib.Path(__file__).resolve().parents[2]
 SOURCES = ("pivot", "gold", "target_majority", "random", "shuffled")  # of self-feedback
 _WITHOUT_PIVOT = ("gold", "target_majority", "random")
 # More PAM instead: as many steps as SRL has, or as many tokens as it samples and learns from.
+# Patience leaves out none of them.
 CONTINUED = ("continued_pam", "continued_pam_tokens")
 ARMS = (*SOURCES, *CONTINUED)
 
@@ -113,6 +116,21 @@ class Program:
       *(f"--config.{key}={value}" for key, value in self.settings.items()),
     ]
 
+  def check(self, devices: int) -> None:
+    """Raises ValueError where its script would, before it reads or computes anything.
+
+    Args:
+      devices: that it will see.
+    """
+    config = configuration(self.config, self.settings)
+    if self.script == "eval.py":
+      validation.check(config, pools=("test",))
+      return
+    rows = max(1, devices // max(config.mesh.tensor, 1))
+    validation.check(config, rows, workdir=self.folder)
+    if "srl" in config.stages:
+      expect_told_apart(config)
+
   @property
   def log(self) -> pathlib.Path:
     return self.folder / f"{self.name}.log"
@@ -131,6 +149,10 @@ class Program:
       with contextlib.suppress(json.JSONDecodeError):
         found.append(json.loads(line))
     return found
+
+  def ended_well(self) -> bool:
+    """Whether it has ended well, with whatever settings."""
+    return any(leg["code"] == 0 for leg in self.legs())
 
   def finished(self) -> bool:
     """Whether it has ended well.
@@ -256,7 +278,7 @@ def after_pam(arm: str, pam: pathlib.Path, steps: int, config: Config) -> dict[s
   teaches whole responses by its own label: as many tokens, and nothing of the pivot in it.
   """
   if arm in CONTINUED:
-    return {"init_from": pam, "stages": "('pam',)", "pam.steps": steps}
+    return {"init_from": pam, "stages": "('pam',)", "pam.steps": steps, "pam.patience": 0}
   if arm not in SOURCES:
     raise ValueError(f"arm {arm!r}: expected one of {', '.join(ARMS)}")
   own = arm in _WITHOUT_PIVOT and config.srl.understanding_weight > 0
@@ -319,6 +341,24 @@ def run(
     f"{program.script} in {program.folder} ended with {process.returncode}; the end of"
     f" {program.log}:\n" + "\n".join(printed[-20:])
   )
+
+
+def device_count(environment: Mapping[str, str]) -> int:
+  """How many devices a program with these variables will see.
+
+  It asks a process of its own, which leaves them to the programs when it ends.
+
+  Raises:
+    ValueError: it sees none of the kind that they name.
+  """
+  asked = "import jax; from pasmr_jax.parallel.mesh import check_platform as check"
+  command = [sys.executable, "-c", f"{asked}; check(); print(jax.device_count())"]
+  ended = subprocess.run(
+    command, cwd=ROOT, env=dict(environment), capture_output=True, text=True, check=False
+  )
+  if ended.returncode != 0:
+    raise ValueError(ended.stderr.strip().rpartition("\n")[2])
+  return int(ended.stdout.split()[-1])
 
 
 def _ended(process: subprocess.Popen[bytes]) -> float | None:

@@ -142,8 +142,13 @@ class Study:
     names = (folder.name.removeprefix("seed") for folder in self.workdir.glob("seed*"))
     return sorted(int(name) for name in names if name.isdecimal())
 
-  def arm(self, name: str, seed: int) -> Arm:
+  def arm(self, name: str, seed: int, *, steps: int | None = None) -> Arm:
     """The programs of `base`, `pam` or one of `ARMS`.
+
+    Args:
+      name: of the arm.
+      seed: of its runs.
+      steps: of one of `ARMS`; None is as many as it has to have.
 
     Raises:
       ValueError: how long the arm is depends on a run that is not there yet, or no such arm.
@@ -154,15 +159,14 @@ class Study:
       return self._base(folder, seed, settings)
     config = self.configuration()
     if name != "pam":
-      steps = config.srl.steps
-      if name == "continued_pam_tokens":
+      if steps is None and name == "continued_pam_tokens":
         if not self.arm("pivot", seed).programs[0].finished():
           raise ValueError(f"{folder / 'pivot'} is not finished; {name} has as many tokens as it")
         steps = equal_token_steps(folder / "pam", folder / "pivot", config)
       settings = {
         **self.scale.arm_settings,
         **settings,
-        **after_pam(name, folder / "pam", steps, config),
+        **after_pam(name, folder / "pam", config.srl.steps if steps is None else steps, config),
       }
     stage = "pam" if name == "pam" or name in CONTINUED else "srl"
     first, *others = self.scale.sets
