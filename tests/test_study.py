@@ -162,20 +162,64 @@ def write_lines(folder, name, lines):
   (folder / name).write_text("".join(json.dumps(line) + "\n" for line in lines))
 
 
-def test_equal_tokens_counts_what_is_sampled_learned_and_rehearsed(tmp_path):
-  study = make_study(tmp_path)
-  srl = {"throughput/rollout_tokens_per_second": 100.0, "time/rollout": 3.0, "time/pivot": 1.0}
-  lines = [{"stage": "srl", "step": step, "trained_tokens": 200, **srl} for step in (1, 2)]
-  lines.append({"stage": "srl", "step": 2, "development/target_accuracy": 0.5})
-  write_lines(tmp_path / "pivot", "metrics.jsonl", lines)
-  steps = [{"stage": "pam", "step": 1, "trained_tokens": 100}]
+def write_steps(folder, learned_tokens, every=1):
+  """Metrics of two PAM steps, of 100 tokens each, and of a pivot's arm that samples 400 a step."""
+  sampled = {
+    "throughput/rollout_tokens_per_second": 1e3 / 3,
+    "time/rollout": 0.9,
+    "time/pivot": 0.3,
+  }
+  lines = [
+    {"stage": "srl", "step": step, "trained_tokens": 200, "learned_tokens": tokens, **sampled}
+    for step, tokens in enumerate(learned_tokens, start=1)
+    if step % every == 0
+  ]
+  last = {"stage": "srl", "step": len(learned_tokens), "development/target_accuracy": 0.5}
+  write_lines(folder / "pivot", "metrics.jsonl", [*lines, last])
+  steps = [{"stage": "pam", "step": 1, "trained_tokens": 98}]
+  steps += [{"stage": "pam", "step": 2, "trained_tokens": 102}]
   steps += [{"stage": "base", "step": 1, "trained_tokens": 7}]
-  write_lines(tmp_path / "pam", "metrics.jsonl", steps)
-  config = study.configuration()
-  # A step: 400 sampled, 200 learned, and 8 of 8 rows of rehearsal, 100. Eight of them: 5,600.
-  assert plan.equal_token_steps(tmp_path / "pam", tmp_path / "pivot", config) == 56
-  config.srl.rehearsal_weight = 0.0
-  assert plan.equal_token_steps(tmp_path / "pam", tmp_path / "pivot", config) == 48
+  write_lines(folder / "pam", "metrics.jsonl", steps)
+
+
+@pytest.mark.parametrize(
+  ("learned_tokens", "every", "expected"),
+  [
+    # A step: 400 sampled; 200 learned, and 8 of 8 rows of rehearsal, 100. Eight of them: 5,600.
+    ([300] * 8, 1, 56),
+    ([200] * 8, 1, 48),
+    ([201] + [200] * 7, 1, 49),
+    # Two passes over what was sampled, each with its rehearsal.
+    ([600] * 8, 1, 80),
+    # Patience ended it, whatever srl.steps is.
+    ([300] * 3, 1, 21),
+    # Every third step was written down.
+    ([300] * 8, 3, 56),
+  ],
+)
+def test_equal_tokens_counts_what_is_sampled_learned_and_rehearsed(
+  tmp_path, learned_tokens, every, expected
+):
+  write_steps(tmp_path, learned_tokens, every)
+  assert plan.equal_token_steps(tmp_path / "pam", tmp_path / "pivot") == expected
+
+
+def test_equal_tokens_of_older_metrics_are_not_known(tmp_path):
+  write_steps(tmp_path, [300] * 2)
+  path = tmp_path / "pivot" / "metrics.jsonl"
+  lines = [json.loads(line) for line in path.read_text().splitlines()]
+  del lines[0]["learned_tokens"]
+  write_lines(tmp_path / "pivot", "metrics.jsonl", lines)
+  with pytest.raises(ValueError, match=r"/pivot has steps of srl without learned_tokens"):
+    plan.equal_token_steps(tmp_path / "pam", tmp_path / "pivot")
+
+
+def test_continued_pam_makes_all_its_steps(tmp_path):
+  study = make_study(tmp_path, **{"pam.patience": "2"})
+  assert study.arm("pam", 0).programs[0].settings["pam.patience"] == "2"
+  for name in arms.CONTINUED:
+    settings = study.arm(name, 0, steps=5).programs[0].settings
+    assert (settings["pam.steps"], settings["pam.patience"]) == (5, 0)
 
 
 def test_equal_tokens_waits_for_the_pivot(tmp_path):

@@ -11,7 +11,6 @@ its answers.
 
 import dataclasses
 import json
-import math
 import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -162,7 +161,7 @@ class Study:
       if steps is None and name == "continued_pam_tokens":
         if not self.arm("pivot", seed).programs[0].finished():
           raise ValueError(f"{folder / 'pivot'} is not finished; {name} has as many tokens as it")
-        steps = equal_token_steps(folder / "pam", folder / "pivot", config)
+        steps = equal_token_steps(folder / "pam", folder / "pivot")
       settings = {
         **self.scale.arm_settings,
         **settings,
@@ -210,23 +209,36 @@ def metric_lines(folder: pathlib.Path, stage: str) -> list[dict[str, Any]]:
   return [line for line in map(json.loads, lines) if line["stage"] == stage]
 
 
-def srl_tokens(folder: pathlib.Path) -> float:
-  """Tokens that an SRL step samples (responses and pivot solutions) and learns from, on average.
+def srl_tokens(folder: pathlib.Path) -> int:
+  """Tokens that a run of SRL sampled (responses and pivot solutions) and learned from, rehearsed
+  ones included, in all steps that it made.
+
+  Where not every step was written down (log.every), those that were stand for the others.
 
   Raises:
-    ValueError: the run has no such step.
+    ValueError: the run has no such step, or was made by code that did not count them.
   """
-  steps = [line for line in metric_lines(folder, "srl") if "trained_tokens" in line]
+  lines = metric_lines(folder, "srl")
+  steps = [line for line in lines if "trained_tokens" in line]
   if not steps:
     raise ValueError(f"{folder} has no step of srl; the arm continued_pam_tokens follows the pivot")
+  if any("learned_tokens" not in line for line in steps):
+    raise ValueError(
+      f"{folder} has steps of srl without learned_tokens, which older code did not count; the arm"
+      " continued_pam_tokens follows the pivot: run it again in another --workdir"
+    )
   sampled = [
-    line["throughput/rollout_tokens_per_second"] * (line["time/rollout"] + line["time/pivot"])
+    round(
+      line["throughput/rollout_tokens_per_second"] * (line["time/rollout"] + line["time/pivot"])
+    )
     for line in steps
   ]
-  return (sum(sampled) + sum(line["trained_tokens"] for line in steps)) / len(steps)
+  counted = sum(sampled) + sum(line["learned_tokens"] for line in steps)
+  made = max(line["step"] for line in lines)
+  return counted if made == len(steps) else round(counted * made / len(steps))
 
 
-def equal_token_steps(pam: pathlib.Path, pivot: pathlib.Path, config: Config) -> int:
+def equal_token_steps(pam: pathlib.Path, pivot: pathlib.Path) -> int:
   """PAM steps that learn from as many response tokens as the arm `pivot` sampled and learned from.
 
   That is more than SRL's optimizer sees, and so the harder control. Prompts count on neither side.
@@ -234,15 +246,10 @@ def equal_token_steps(pam: pathlib.Path, pivot: pathlib.Path, config: Config) ->
   Args:
     pam: folder of the PAM run, whose steps say how many tokens one has.
     pivot: folder of the arm.
-    config: of both.
   """
   learned = [
     line["trained_tokens"] for line in metric_lines(pam, "pam") if "trained_tokens" in line
   ]
   if not learned:
     raise ValueError(f"{pam} has no step of pam")
-  a_step = sum(learned) / len(learned)
-  rehearsed = 0.0
-  if config.srl.rehearsal_weight > 0:
-    rehearsed = config.srl.rehearsal_rows / config.pam.batch_size * a_step
-  return math.ceil(config.srl.steps * (srl_tokens(pivot) + rehearsed) / a_step)
+  return -(-srl_tokens(pivot) * len(learned) // sum(learned))  # rounded up
