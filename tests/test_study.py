@@ -618,8 +618,8 @@ def finished_arm(study, name, seed, right):
   return arm
 
 
-def collected(tmp_path):
-  study = make_study(tmp_path)
+def collected(tmp_path, **settings):
+  study = make_study(tmp_path, **settings)
   for seed in (0, 1):
     finished_arm(study, "base", seed, {"en": [0] * 20, "de": [0] * 20})
     finished_arm(study, "pam", seed, {"en": [1] * 20, "de": [0] * 20, "bn": [1] * 10 + [0] * 10})
@@ -631,7 +631,7 @@ def collected(tmp_path):
 
 
 def test_gaps_are_paired_and_averaged_over_seeds(tmp_path):
-  found = collected(tmp_path)
+  found = collected(tmp_path, **{"data.test": "('mgsm',)"})
   assert found.groups == {"trained": ("de",), "unseen": ("bn",), "en": ("en",)}
   gap = found.gap("pam", "pivot", "held_out", "greedy", ("de",))
   assert (gap.value, gap.questions, gap.differing) == (pytest.approx(0.5), 20, 12)
@@ -648,6 +648,50 @@ def test_gaps_are_paired_and_averaged_over_seeds(tmp_path):
   assert found.gap("pam", "gold", "held_out", "greedy", ("de",)) is None
   mean, error = found.accuracy("pivot", "held_out", "greedy", "trained")
   assert (mean, error) == (pytest.approx(0.5), pytest.approx(0.1))
+
+
+def test_questions_of_the_built_in_corpus_are_others_in_each_seed(tmp_path):
+  found = collected(tmp_path)
+  assert found.synthetic == {"held_out", "second"}
+  gap = found.gap("pam", "pivot", "held_out", "greedy", ("de",))
+  assert (gap.value, gap.questions, gap.differing) == (pytest.approx(0.5), 40, 20)
+  assert gap.by_seed == (pytest.approx(0.4), pytest.approx(0.6))
+  assert collected(tmp_path / "real", **{"data.test": "('mgsm',)"}).synthetic == {"second"}
+
+
+def test_the_page_says_which_questions_the_arms_were_asked(tmp_path):
+  found = collected(tmp_path)
+  told = study_page._asked(found)
+  assert told.startswith(
+    "Questions a language: held_out: bn 0 to 20, de 20, en 20; second: bn 0 to 20, de 20, en 20.\n"
+  )
+  assert (
+    "Asked of other questions: held_out, bn: 0 for base model; 20 for PAM (stage 1) and SRL, pivot"
+    " feedback; the same for all 0. second, bn: "
+  ) in told
+  # As many, but others, in one seed.
+  path = found.arms["pivot"][1].answers["held_out"].with_name("srl_greedy.jsonl")
+  lines = [json.loads(line) for line in path.read_text().splitlines()]
+  lines = [line | {"id": "new"} if line["id"] == "3" else line for line in lines]
+  write_lines(path.parent, path.name, lines)
+  told = study_page._asked(found)
+  assert (
+    "held_out, de, en: 20 for base model and PAM (stage 1) and SRL, pivot feedback (seed 0); 20 for"
+    " SRL, pivot feedback (seed 1); the same for all 19."
+  ) in told
+
+
+def test_the_page_is_silent_of_questions_where_all_were_asked_the_same(tmp_path):
+  study = make_study(tmp_path)
+  assert study_page._asked(results.collect(study, ["de"])) == ""
+  for name in ("pam", "pivot"):
+    finished_arm(study, name, 0, {"en": [1] * 3, "de": [0] * 4})
+  found = results.collect(study, ["de"])
+  counts = "Questions a language: held_out: de 4, en 3; second: de 4, en 3.\n"
+  assert study_page._asked(found) == counts
+  leaks = leakage.Leakage({}, {}, [], [], [], [], ["de"], None)
+  page = study_page.write(study, found, leaks, None, names=("pam",), seeds=1, command="study")
+  assert f"| 1 |\n\n{counts}" in page.read_text("utf-8")
 
 
 def test_what_is_finished_is_reported_whatever_was_asked_for(tmp_path):

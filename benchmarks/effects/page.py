@@ -64,6 +64,46 @@ def main_table(results: Results) -> str:
   return "\n".join(lines)
 
 
+def _asked(results: Results) -> str:
+  """How many questions of each set the arms were asked, and which were asked of others."""
+  counted, others = [], []
+  for tested in results.sets:
+    asked = results.asked(tested)
+    counts, differing = [], {}
+    for code in sorted({code for found in asked.values() for code in found}):
+      ids = {arm: found.get(code, frozenset()) for arm, found in asked.items()}
+      fewest, most = (choose(len(one) for one in ids.values()) for choose in (min, max))
+      counts.append(f"{code} {most}" if fewest == most else f"{code} {fewest} to {most}")
+      if len(set(ids.values())) > 1:
+        differing.setdefault(_by_questions(ids), []).append(code)
+    if counts:
+      counted.append(f"{tested}: {', '.join(counts)}")
+    others += [f"{tested}, {', '.join(codes)}: {told}" for told, codes in differing.items()]
+  told = f"Questions a language: {'; '.join(counted)}.\n" if counted else ""
+  if others:
+    told += (
+      f"\nAsked of other questions: {'. '.join(others)}. Accuracies are of what each arm was asked,"
+      " differences of what both were.\n"
+    )
+  return told
+
+
+def _by_questions(ids: Mapping[tuple[str, int], frozenset[str]]) -> str:
+  """How many questions were asked of which arms, and how many of all."""
+  by_ids: dict[frozenset[str], list[tuple[str, int]]] = {}
+  for arm, found in ids.items():
+    by_ids.setdefault(found, []).append(arm)
+  told = []
+  for found, arms in by_ids.items():
+    names = []
+    for name in dict.fromkeys(name for name, _ in arms):
+      seeds = [seed for other, seed in arms if other == name]
+      every = len(seeds) == sum(other == name for other, _ in ids)
+      names.append(CALLED[name] + ("" if every else f" (seed {', '.join(map(str, seeds))})"))
+    told.append(f"{len(found)} for {' and '.join(names)}")
+  return f"{'; '.join(told)}; the same for all {len(frozenset.intersection(*by_ids))}"
+
+
 def _differences(rows: Mapping[str, Gap]) -> str:
   """The numbers of a question's chart."""
   lines = [
@@ -239,6 +279,7 @@ def write(
     " all its languages: fewer may all differ to one side by chance. Each measures these runs: with"
     " few seeds it does not say what other seeds would give.\n",
     _missing(results, names, seeds) + main_table(results) + "\n",
+    _asked(results),
   ]
   for one in found:
     sections.append(f"## {one.question}\n\n{one.sentence}\n")
