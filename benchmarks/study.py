@@ -57,7 +57,8 @@ def make_study(options: argparse.Namespace) -> Study:
       raise ValueError(f"--scale={options.scale} needs --data, the folder of questions")
     settings["data.root"] = str(options.data.absolute())
     settings["model.pretrained"] = _found(options.model) or packaged_model(config)
-  settings |= {key: str(value) for key, value in search.chosen(workdir).items()}
+  chosen = search.chosen(workdir)
+  settings |= {key: str(value) for key, value in chosen.items()}
   for text in options.set:
     key, equals, value = text.partition("=")
     if not equals:
@@ -71,7 +72,14 @@ def make_study(options: argparse.Namespace) -> Study:
       raise ValueError(f"--sets={options.sets}: expected some of {expected}")
     kept = {name: scale.sets[name] for name in known if name in asked}
     scale = dataclasses.replace(scale, sets=kept)
-  study = Study(workdir=workdir, config=f"{config}:{options.scale}", scale=scale, settings=settings)
+  own = {text.partition("=")[0] for text in options.set}
+  study = Study(
+    workdir=workdir,
+    config=f"{config}:{options.scale}",
+    scale=scale,
+    settings=settings,
+    sources=dict.fromkeys(chosen.keys() - own, str(workdir / search.NAME)),
+  )
   study.configuration()  # a wrong key shows now
   return study
 

@@ -871,6 +871,69 @@ def test_the_search_takes_the_best_last_step_on_development_questions(tmp_path, 
   assert all(one.settings["pam.optimizer.learning_rate"] == 3e-2 for one in ran[2:])
 
 
+RATE = "pam.optimizer.learning_rate"
+
+
+def write_search(folder, value):
+  """The record of a search that chose a learning rate of PAM."""
+  stages = {"pam": {"chosen": {RATE: value}, "tried": [{"settings": {RATE: value}, "accuracy": 0}]}}
+  found = {"metric": search.METRIC, "questions_a_language": 4, "stages": stages}
+  (folder / search.NAME).write_text(json.dumps(found))
+
+
+def test_a_late_search_says_what_is_finished(tmp_path, monkeypatch, capsys):
+  study = make_study(tmp_path)
+  for name, code in (("pam", 0), ("pivot", 0), ("gold", 1)):
+    (one, *_) = study.arm(name, 0).programs
+    one.folder.mkdir(parents=True)
+    one.ended(code, 1.0, 1.0)
+
+  def run(program, leg, environment):
+    stage = "srl" if "init_from" in program.settings else "pam"
+    write_lines(program.folder, "metrics.jsonl", [{"stage": stage, "step": 1, search.METRIC: 0.5}])
+    program.ended(0, 1.0, 1.0)
+
+  monkeypatch.setattr(search.arms, "run", run)
+  search.search(study, arms.Leg(), {})
+  assert capsys.readouterr().err == (
+    "--search: seed0/pam, seed0/pivot are finished with the settings of before; if the search"
+    " chooses others, they are refused\n"
+  )
+  search.search(study, arms.Leg(), {})
+  assert capsys.readouterr().err == ""  # it has chosen
+
+
+def test_an_arm_that_has_not_what_was_searched_names_the_search(tmp_path):
+  command = [f"--workdir={tmp_path}", "--scale=smoke"]
+  (one, *_) = program.make_study(program.parse(command)).arm("pam", 0).programs
+  one.folder.mkdir(parents=True)
+  one.ended(0, 1.0, 1.0)
+  write_search(tmp_path, 0.03)
+  (one, *_) = program.make_study(program.parse(command)).arm("pam", 0).programs
+  with pytest.raises(ValueError, match=rf"= 0\.01, expected 0\.03, as {tmp_path}/search\.json has"):
+    one.finished()
+  own = program.make_study(program.parse([*command, f"--set={RATE}=2e-2"]))
+  with pytest.raises(ValueError, match=r"= 0\.01, expected 0\.02: name another"):
+    own.arm("pam", 0).programs[0].finished()
+  base = program.make_study(program.parse([*command, "--set=seed=0"])).arm("base", 0).programs[0]
+  assert base.sources == {RATE: f"{tmp_path}/search.json"}
+
+
+def test_the_page_says_what_the_arms_have_otherwise_than_was_searched(tmp_path):
+  write_search(tmp_path, 0.03)
+  command = [f"--workdir={tmp_path}", "--scale=smoke"]
+  found = search.read(tmp_path)
+  for own, said in (
+    ([], "and all arms take what was found.\n"),
+    ([f"--set={RATE}=3e-2"], "and all arms take what was found.\n"),
+    ([f"--set={RATE}=2e-2"], f"and all arms take what was found, but --set has {RATE} = 0.02.\n"),
+  ):
+    study = program.make_study(program.parse([*command, *own]))
+    assert said in study_page._searched(found, study)
+  found["stages"]["pam"]["chosen"] = {"pam.steps": 160}
+  assert "found, but continued PAM has steps of its own.\n" in study_page._searched(found, study)
+
+
 @pytest.mark.parametrize(
   ("arguments", "said"),
   [

@@ -105,6 +105,7 @@ class Program:
   script: str = "train.py"
   flags: tuple[str, ...] = ()
   also: tuple[str, ...] = ()  # keys that it is known by besides those that its tests depend on
+  sources: Mapping[str, str] = dataclasses.field(default_factory=dict)  # key -> file that says it
 
   def command(self) -> list[str]:
     return [
@@ -172,9 +173,10 @@ class Program:
     for key in sorted(now):
       same = _same_model if key == "model.pretrained" else _alike
       if not same(before[key], now[key]):
+        said = f", as {self.sources[key]} has it" if key in self.sources else ""
         raise ValueError(
           f"{self.folder} holds a finished {self.script} with {key} = {before[key]!r}, expected"
-          f" {now[key]!r}: name another --workdir, or move the folder away"
+          f" {now[key]!r}{said}: name another --workdir, or move the folder away"
         )
     return True
 

@@ -34,6 +34,7 @@ from benchmarks.effects.results import (
 )
 from pasmr_jax.experiment.comparison import MIN_DIFFERING
 from pasmr_jax.experiment.origins import base_model
+from pasmr_jax.experiment.reliability.identity import flatten
 from pasmr_jax.experiment.result_files import DECODINGS
 
 
@@ -190,7 +191,7 @@ def _speed(rows: Sequence[Mapping[str, Any]]) -> str:
   return "\n".join(lines)
 
 
-def _searched(search: Mapping[str, Any] | None) -> str:
+def _searched(search: Mapping[str, Any] | None, study: Study) -> str:
   if search is None:
     return (
       "No search was run in this folder: the settings are the configuration's own. Started with"
@@ -198,7 +199,8 @@ def _searched(search: Mapping[str, Any] | None) -> str:
     )
   lines = [
     f"By {search['metric']} at a stage's last step, {search['questions_a_language']} questions a"
-    " language; stage 2 with pivot feedback, and all arms take what was found.\n",
+    f" language; stage 2 with pivot feedback, and all arms take what was found{_but(search, study)}"
+    ".\n",
     "| stage | settings | development accuracy, % | |",
     "|---|---|---|---|",
   ]
@@ -208,6 +210,16 @@ def _searched(search: Mapping[str, Any] | None) -> str:
       mark = "chosen" if one["settings"] == found["chosen"] else ""
       lines.append(f"| {stage} | {settings} | {100 * one['accuracy']:.1f} | {mark} |")
   return "\n".join(lines)
+
+
+def _but(search: Mapping[str, Any], study: Study) -> str:
+  """What the arms have otherwise than the search found."""
+  chosen = {key: value for one in search["stages"].values() for key, value in one["chosen"].items()}
+  flat = flatten(study.configuration())
+  told = [f"--set has {key} = {flat[key]}" for key, value in chosen.items() if flat[key] != value]
+  if "pam.steps" in chosen:
+    told.append("continued PAM has steps of its own")
+  return f", but {' and '.join(told)}" if told else ""
 
 
 def _saturation(results: Results) -> str:
@@ -291,7 +303,7 @@ def write(
     f"## What are the responses like?\n\n{_responses(results)}\n",
     f"## What was there to learn from?\n\n{_signals(learned_from)}\n",
     f"## Are test questions in training?\n\n{leakage.told()}\n",
-    f"## How the settings were chosen\n\n{_searched(search)}\n",
+    f"## How the settings were chosen\n\n{_searched(search, study)}\n",
     f"## Is PAM saturated?\n\n{_saturation(results)}\n",
     "## Speed\n\nMedians over steps; response tokens only. Rooflines are those of"
     f" benchmarks/effects/roofline.py, for the devices that it knows.\n\n{_speed(speed)}\n",

@@ -127,6 +127,7 @@ class Study:
   config: str  # configs/FILE.py:SCALE
   scale: Scale
   settings: Mapping[str, Any]  # keys set for all its runs: places, --set, what the search chose
+  sources: Mapping[str, str] = dataclasses.field(default_factory=dict)  # key -> file that says it
 
   def configuration(self) -> Config:
     """The configuration with the settings of all runs."""
@@ -169,7 +170,9 @@ class Study:
       }
     stage = "pam" if name == "pam" or name in CONTINUED else "srl"
     first, *others = self.scale.sets
-    programs = [Program(folder=folder / name, config=self.config, settings=settings)]
+    programs = [
+      Program(folder=folder / name, config=self.config, settings=settings, sources=self.sources)
+    ]
     programs += [self._test(folder / name, settings, one, stage, one) for one in others]
     answers = {one: folder / name / "results" / one for one in others}
     answers[first] = folder / name / "results" / stage
@@ -199,6 +202,7 @@ class Study:
       name=name,
       script="eval.py",
       flags=(f"--stage={stage}", f"--name={name}"),
+      sources=self.sources,
     )
 
 
