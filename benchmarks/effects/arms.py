@@ -141,15 +141,8 @@ class Program:
     return self.folder / f"{self.name}.legs.jsonl"
 
   def legs(self) -> list[dict[str, Any]]:
-    """How it has ended so far, each time: with code None if nobody was there to see.
-
-    A line that a crash of older code cut off is left out.
-    """
-    found = []
-    for line in self._legs.read_text("utf-8").splitlines() if self._legs.exists() else ():
-      with contextlib.suppress(json.JSONDecodeError):
-        found.append(json.loads(line))
-    return found
+    """How it has ended so far, each time: with code None if nobody was there to see."""
+    return read_legs(self._legs)
 
   def ended_well(self) -> bool:
     """Whether it has ended well, with whatever settings."""
@@ -225,6 +218,18 @@ class Program:
 def _may_end_early(flat: Mapping[str, Any]) -> bool:
   patient = any(flat[f"{stage}.patience"] > 0 for stage in STAGES)
   return patient or flat["guard.collapse_action"] == "return"
+
+
+def read_legs(path: pathlib.Path) -> list[dict[str, Any]]:
+  """The legs of a file; none if there is no such file.
+
+  A line that a crash of older code cut off is left out.
+  """
+  found = []
+  for line in path.read_text("utf-8").splitlines() if path.exists() else ():
+    with contextlib.suppress(json.JSONDecodeError):
+      found.append(json.loads(line))
+  return found
 
 
 def configuration(config: str, settings: Mapping[str, Any]) -> Config:

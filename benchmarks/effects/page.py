@@ -276,7 +276,7 @@ def write(
   workdir = study.workdir
   found = answers(results)
   speed = throughput(results, study.configuration())
-  learned_from, weights = signals(results), _weights(study)
+  learned_from, weights, asked = signals(results), _weights(study), _asked(results)
   for one in found:
     if one.chart:
       (workdir / "charts").mkdir(exist_ok=True)
@@ -290,8 +290,7 @@ def write(
     f" interval leaves out 0 and at least {MIN_DIFFERING} questions differ, each counted once in"
     " all its languages: fewer may all differ to one side by chance. Each measures these runs: with"
     " few seeds it does not say what other seeds would give.\n",
-    _missing(results, names, seeds) + main_table(results) + "\n",
-    _asked(results),
+    _missing(results, names, seeds) + main_table(results) + "\n" + f"\n{asked}" * bool(asked),
   ]
   for one in found:
     sections.append(f"## {one.question}\n\n{one.sentence}\n")
@@ -330,7 +329,7 @@ def _weights(study: Study) -> str:
   config = study.configuration()
   path = pathlib.Path(config.model.pretrained)
   if not config.model.pretrained:
-    return "random"
+    return "random" if not study.scale.few_shot else "not known: no run here says them"
   if not path.is_file():
     return base_model(config)
   with path.open("rb") as file:

@@ -227,7 +227,8 @@ def collect(study: Study, trained: Sequence[str]) -> Results:
 def throughput(results: Results, config: Config) -> list[dict[str, Any]]:
   """Medians over the steps of each arm: seconds by phase, tokens a second, and peak memory.
 
-  Where all ran on the same devices, whose roofline is known, tokens a second also as shares of it.
+  Where all ran on the same devices, whose roofline is known, and the model is at hand, tokens a
+  second also as shares of it.
   """
   rows = []
   for name, arms in results.arms.items():
@@ -245,7 +246,10 @@ def throughput(results: Results, config: Config) -> list[dict[str, Any]]:
   devices = {tuple(_kinds(record)) for record in _records(results)}
   if len(devices) != 1 or not config.model.pretrained:
     return rows
-  model = load_config(source(config.model))
+  try:
+    model = load_config(source(config.model))
+  except FileNotFoundError:  # a report may be written where the weights are not
+    return rows
   model = dataclasses.replace(model, dtype=config.model.dtype)
   return roofline.beside(rows, devices.pop(), model, config)
 
