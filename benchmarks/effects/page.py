@@ -26,7 +26,6 @@ from benchmarks.effects.questions import (
 )
 from benchmarks.effects.results import (
   SIGNALS,
-  WAYS,
   Gap,
   Results,
   machines,
@@ -35,33 +34,75 @@ from benchmarks.effects.results import (
 )
 from pasmr_jax.experiment.comparison import MIN_DIFFERING
 from pasmr_jax.experiment.origins import base_model
+from pasmr_jax.experiment.reliability.identity import flatten
+from pasmr_jax.experiment.result_files import DECODINGS
 
 
 def main_table(results: Results) -> str:
-  """Every finished arm: accuracy by set, way and group, and what pivot feedback has more."""
+  """Every finished arm: accuracy by set, decoding and group, and what pivot feedback has more."""
   columns = [
-    (tested, way, group)
+    (tested, decoding, group)
     for tested in results.sets
-    for way in WAYS
+    for decoding in DECODINGS
     for group in results.groups
-    if any(results.accuracy(name, tested, way, group) for name in results.arms)
+    if any(results.accuracy(name, tested, decoding, group) for name in results.arms)
   ]
-  heads = [f"{tested}, {way}, {group}" for tested, way, group in columns]
-  ahead = [f"pivot feedback is ahead by, {way}" for way in WAYS]
+  heads = [f"{tested}, {decoding}, {group}" for tested, decoding, group in columns]
+  ahead = [f"pivot feedback is ahead by, {decoding}" for decoding in DECODINGS]
   lines = [
     "| arm | " + " | ".join([*heads, *ahead, "seeds"]) + " |",
     "|---" * (len(columns) + len(ahead) + 2) + "|",
   ]
   for name in results.arms:
     cells = [percent(results.accuracy(name, *column)) for column in columns]
-    for way in WAYS:
+    for decoding in DECODINGS:
       gap = None
       if name != "pivot":
-        gap = results.gap(name, "pivot", results.sets[0], way, trained(results))
+        gap = results.gap(name, "pivot", results.sets[0], decoding, trained(results))
       cells.append("" if gap is None else str(gap))
     seeds = len(results.seeds(name))
     lines.append(f"| {CALLED[name]} | " + " | ".join([*cells, str(seeds)]) + " |")
   return "\n".join(lines)
+
+
+def _asked(results: Results) -> str:
+  """How many questions of each set the arms were asked, and which were asked of others."""
+  counted, others = [], []
+  for tested in results.sets:
+    asked = results.asked(tested)
+    counts, differing = [], {}
+    for code in sorted({code for found in asked.values() for code in found}):
+      ids = {arm: found.get(code, frozenset()) for arm, found in asked.items()}
+      fewest, most = (choose(len(one) for one in ids.values()) for choose in (min, max))
+      counts.append(f"{code} {most}" if fewest == most else f"{code} {fewest} to {most}")
+      if len(set(ids.values())) > 1:
+        differing.setdefault(_by_questions(ids), []).append(code)
+    if counts:
+      counted.append(f"{tested}: {', '.join(counts)}")
+    others += [f"{tested}, {', '.join(codes)}: {told}" for told, codes in differing.items()]
+  told = f"Questions a language: {'; '.join(counted)}.\n" if counted else ""
+  if others:
+    told += (
+      f"\nAsked of other questions: {'. '.join(others)}. Accuracies are of what each arm was asked,"
+      " differences of what both were.\n"
+    )
+  return told
+
+
+def _by_questions(ids: Mapping[tuple[str, int], frozenset[str]]) -> str:
+  """How many questions were asked of which arms, and how many of all."""
+  by_ids: dict[frozenset[str], list[tuple[str, int]]] = {}
+  for arm, found in ids.items():
+    by_ids.setdefault(found, []).append(arm)
+  told = []
+  for found, arms in by_ids.items():
+    names = []
+    for name in dict.fromkeys(name for name, _ in arms):
+      seeds = [seed for other, seed in arms if other == name]
+      every = len(seeds) == sum(other == name for other, _ in ids)
+      names.append(CALLED[name] + ("" if every else f" (seed {', '.join(map(str, seeds))})"))
+    told.append(f"{len(found)} for {' and '.join(names)}")
+  return f"{'; '.join(told)}; the same for all {len(frozenset.intersection(*by_ids))}"
 
 
 def _differences(rows: Mapping[str, Gap]) -> str:
@@ -150,7 +191,7 @@ def _speed(rows: Sequence[Mapping[str, Any]]) -> str:
   return "\n".join(lines)
 
 
-def _searched(search: Mapping[str, Any] | None) -> str:
+def _searched(search: Mapping[str, Any] | None, study: Study) -> str:
   if search is None:
     return (
       "No search was run in this folder: the settings are the configuration's own. Started with"
@@ -158,7 +199,8 @@ def _searched(search: Mapping[str, Any] | None) -> str:
     )
   lines = [
     f"By {search['metric']} at a stage's last step, {search['questions_a_language']} questions a"
-    " language; stage 2 with pivot feedback, and all arms take what was found.\n",
+    f" language; stage 2 with pivot feedback, and all arms take what was found{_but(search, study)}"
+    ".\n",
     "| stage | settings | development accuracy, % | |",
     "|---|---|---|---|",
   ]
@@ -168,6 +210,16 @@ def _searched(search: Mapping[str, Any] | None) -> str:
       mark = "chosen" if one["settings"] == found["chosen"] else ""
       lines.append(f"| {stage} | {settings} | {100 * one['accuracy']:.1f} | {mark} |")
   return "\n".join(lines)
+
+
+def _but(search: Mapping[str, Any], study: Study) -> str:
+  """What the arms have otherwise than the search found."""
+  chosen = {key: value for one in search["stages"].values() for key, value in one["chosen"].items()}
+  flat = flatten(study.configuration())
+  told = [f"--set has {key} = {flat[key]}" for key, value in chosen.items() if flat[key] != value]
+  if "pam.steps" in chosen:
+    told.append("continued PAM has steps of its own")
+  return f", but {' and '.join(told)}" if told else ""
 
 
 def _saturation(results: Results) -> str:
@@ -224,7 +276,7 @@ def write(
   workdir = study.workdir
   found = answers(results)
   speed = throughput(results, study.configuration())
-  learned_from, weights = signals(results), _weights(study)
+  learned_from, weights, asked = signals(results), _weights(study), _asked(results)
   for one in found:
     if one.chart:
       (workdir / "charts").mkdir(exist_ok=True)
@@ -238,7 +290,7 @@ def write(
     f" interval leaves out 0 and at least {MIN_DIFFERING} questions differ, each counted once in"
     " all its languages: fewer may all differ to one side by chance. Each measures these runs: with"
     " few seeds it does not say what other seeds would give.\n",
-    _missing(results, names, seeds) + main_table(results) + "\n",
+    _missing(results, names, seeds) + main_table(results) + "\n" + f"\n{asked}" * bool(asked),
   ]
   for one in found:
     sections.append(f"## {one.question}\n\n{one.sentence}\n")
@@ -250,7 +302,7 @@ def write(
     f"## What are the responses like?\n\n{_responses(results)}\n",
     f"## What was there to learn from?\n\n{_signals(learned_from)}\n",
     f"## Are test questions in training?\n\n{leakage.told()}\n",
-    f"## How the settings were chosen\n\n{_searched(search)}\n",
+    f"## How the settings were chosen\n\n{_searched(search, study)}\n",
     f"## Is PAM saturated?\n\n{_saturation(results)}\n",
     "## Speed\n\nMedians over steps; response tokens only. Rooflines are those of"
     f" benchmarks/effects/roofline.py, for the devices that it knows.\n\n{_speed(speed)}\n",
@@ -277,7 +329,7 @@ def _weights(study: Study) -> str:
   config = study.configuration()
   path = pathlib.Path(config.model.pretrained)
   if not config.model.pretrained:
-    return "random"
+    return "random" if not study.scale.few_shot else "not known: no run here says them"
   if not path.is_file():
     return base_model(config)
   with path.open("rb") as file:
@@ -308,7 +360,7 @@ def _write_json(
         "cpu_seconds": [arm.cpu_seconds() for arm in arms],
         "starts": [sum(len(program.legs()) for program in arm.programs) for arm in arms],
         "measures": {
-          tested: {way: results.measures(name, tested, way) for way in WAYS}
+          tested: {decoding: results.measures(name, tested, decoding) for decoding in DECODINGS}
           for tested in results.sets
         },
       }

@@ -11,7 +11,6 @@ its answers.
 
 import dataclasses
 import json
-import math
 import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -128,6 +127,7 @@ class Study:
   config: str  # configs/FILE.py:SCALE
   scale: Scale
   settings: Mapping[str, Any]  # keys set for all its runs: places, --set, what the search chose
+  sources: Mapping[str, str] = dataclasses.field(default_factory=dict)  # key -> file that says it
 
   def configuration(self) -> Config:
     """The configuration with the settings of all runs."""
@@ -142,8 +142,13 @@ class Study:
     names = (folder.name.removeprefix("seed") for folder in self.workdir.glob("seed*"))
     return sorted(int(name) for name in names if name.isdecimal())
 
-  def arm(self, name: str, seed: int) -> Arm:
+  def arm(self, name: str, seed: int, *, steps: int | None = None) -> Arm:
     """The programs of `base`, `pam` or one of `ARMS`.
+
+    Args:
+      name: of the arm.
+      seed: of its runs.
+      steps: of one of `ARMS`; None is as many as it has to have.
 
     Raises:
       ValueError: how long the arm is depends on a run that is not there yet, or no such arm.
@@ -154,19 +159,20 @@ class Study:
       return self._base(folder, seed, settings)
     config = self.configuration()
     if name != "pam":
-      steps = config.srl.steps
-      if name == "continued_pam_tokens":
+      if steps is None and name == "continued_pam_tokens":
         if not self.arm("pivot", seed).programs[0].finished():
           raise ValueError(f"{folder / 'pivot'} is not finished; {name} has as many tokens as it")
-        steps = equal_token_steps(folder / "pam", folder / "pivot", config)
+        steps = equal_token_steps(folder / "pam", folder / "pivot")
       settings = {
         **self.scale.arm_settings,
         **settings,
-        **after_pam(name, folder / "pam", steps, config),
+        **after_pam(name, folder / "pam", config.srl.steps if steps is None else steps, config),
       }
     stage = "pam" if name == "pam" or name in CONTINUED else "srl"
     first, *others = self.scale.sets
-    programs = [Program(folder=folder / name, config=self.config, settings=settings)]
+    programs = [
+      Program(folder=folder / name, config=self.config, settings=settings, sources=self.sources)
+    ]
     programs += [self._test(folder / name, settings, one, stage, one) for one in others]
     answers = {one: folder / name / "results" / one for one in others}
     answers[first] = folder / name / "results" / stage
@@ -196,6 +202,7 @@ class Study:
       name=name,
       script="eval.py",
       flags=(f"--stage={stage}", f"--name={name}"),
+      sources=self.sources,
     )
 
 
@@ -206,23 +213,36 @@ def metric_lines(folder: pathlib.Path, stage: str) -> list[dict[str, Any]]:
   return [line for line in map(json.loads, lines) if line["stage"] == stage]
 
 
-def srl_tokens(folder: pathlib.Path) -> float:
-  """Tokens that an SRL step samples (responses and pivot solutions) and learns from, on average.
+def srl_tokens(folder: pathlib.Path) -> int:
+  """Tokens that a run of SRL sampled (responses and pivot solutions) and learned from, rehearsed
+  ones included, in all steps that it made.
+
+  Where not every step was written down (log.every), those that were stand for the others.
 
   Raises:
-    ValueError: the run has no such step.
+    ValueError: the run has no such step, or was made by code that did not count them.
   """
-  steps = [line for line in metric_lines(folder, "srl") if "trained_tokens" in line]
+  lines = metric_lines(folder, "srl")
+  steps = [line for line in lines if "trained_tokens" in line]
   if not steps:
     raise ValueError(f"{folder} has no step of srl; the arm continued_pam_tokens follows the pivot")
+  if any("learned_tokens" not in line for line in steps):
+    raise ValueError(
+      f"{folder} has steps of srl without learned_tokens, which older code did not count; the arm"
+      " continued_pam_tokens follows the pivot: run it again in another --workdir"
+    )
   sampled = [
-    line["throughput/rollout_tokens_per_second"] * (line["time/rollout"] + line["time/pivot"])
+    round(
+      line["throughput/rollout_tokens_per_second"] * (line["time/rollout"] + line["time/pivot"])
+    )
     for line in steps
   ]
-  return (sum(sampled) + sum(line["trained_tokens"] for line in steps)) / len(steps)
+  counted = sum(sampled) + sum(line["learned_tokens"] for line in steps)
+  made = max(line["step"] for line in lines)
+  return counted if made == len(steps) else round(counted * made / len(steps))
 
 
-def equal_token_steps(pam: pathlib.Path, pivot: pathlib.Path, config: Config) -> int:
+def equal_token_steps(pam: pathlib.Path, pivot: pathlib.Path) -> int:
   """PAM steps that learn from as many response tokens as the arm `pivot` sampled and learned from.
 
   That is more than SRL's optimizer sees, and so the harder control. Prompts count on neither side.
@@ -230,15 +250,10 @@ def equal_token_steps(pam: pathlib.Path, pivot: pathlib.Path, config: Config) ->
   Args:
     pam: folder of the PAM run, whose steps say how many tokens one has.
     pivot: folder of the arm.
-    config: of both.
   """
   learned = [
     line["trained_tokens"] for line in metric_lines(pam, "pam") if "trained_tokens" in line
   ]
   if not learned:
     raise ValueError(f"{pam} has no step of pam")
-  a_step = sum(learned) / len(learned)
-  rehearsed = 0.0
-  if config.srl.rehearsal_weight > 0:
-    rehearsed = config.srl.rehearsal_rows / config.pam.batch_size * a_step
-  return math.ceil(config.srl.steps * (srl_tokens(pivot) + rehearsed) / a_step)
+  return -(-srl_tokens(pivot) * len(learned) // sum(learned))  # rounded up

@@ -3,9 +3,11 @@
 `collect` reads every finished arm. A difference between two arms is over the questions and seeds
 that both have: a question's score is its mean over samples and seeds, and the questions are drawn
 again (experiment/comparison.py), so that the interval is for these seeds; the differences of the
-single seeds stand beside it, with their standard error where there are several.
+single seeds stand beside it, with their standard error where there are several. The built-in
+corpus gives each seed questions of its own under the same ids: there each counts by itself.
 """
 
+import ast
 import dataclasses
 import functools
 import json
@@ -19,11 +21,11 @@ from benchmarks.effects import roofline
 from benchmarks.effects.arms import ARMS, CONTINUED, SOURCES, mean_and_error
 from benchmarks.effects.plan import BEFORE, Arm, Study, metric_lines
 from pasmr_jax import Config
-from pasmr_jax.experiment.comparison import compare, read_scores
+from pasmr_jax.experiment.comparison import compare, read_means, read_scores
 from pasmr_jax.experiment.origins import source
+from pasmr_jax.experiment.result_files import DECODINGS
 from pasmr_jax.models.pretrained import load_config
 
-WAYS = ("greedy", "sampled")
 # Metrics of a step of self-feedback that tell what there was to learn from.
 SIGNALS = (
   "well_formed_rate",
@@ -69,71 +71,89 @@ class Results:
   sets: tuple[str, ...]
   pivot: str
   refused: dict[tuple[str, int], str]  # (arm, seed) that was made otherwise -> how
+  synthetic: frozenset[str] = frozenset()  # sets whose questions are others in each seed
 
   def seeds(self, name: str) -> list[int]:
     return [arm.seed for arm in self.arms.get(name, ())]
 
-  def measures(self, name: str, tested: str, way: str) -> list[dict[str, float]]:
-    """All measures of an arm on a set, a seed each; none where it was not asked in that way."""
+  def measures(self, name: str, tested: str, decoding: str) -> list[dict[str, float]]:
+    """All measures of an arm on a set, a seed each; none where it was not decoded so."""
     found = []
     for arm in self.arms.get(name, ()):
       path = arm.answers[tested].with_suffix(".json")
       values = json.loads(path.read_text("utf-8"))
-      if way in values:
-        found.append(values[way])
+      if decoding in values:
+        found.append(values[decoding])
     return found
 
-  def mean(self, name: str, tested: str, way: str, measure: str) -> tuple[float, float] | None:
+  def mean(self, name: str, tested: str, decoding: str, measure: str) -> tuple[float, float] | None:
     """Mean over seeds and its standard error of a measure."""
-    found = [values[measure] for values in self.measures(name, tested, way) if measure in values]
+    found = [
+      values[measure] for values in self.measures(name, tested, decoding) if measure in values
+    ]
     return mean_and_error(found) if found else None
 
-  def accuracy(self, name: str, tested: str, way: str, group: str) -> tuple[float, float] | None:
+  def accuracy(
+    self, name: str, tested: str, decoding: str, group: str
+  ) -> tuple[float, float] | None:
     """Mean over a group's languages that the set has, then over seeds, with its error."""
-    return self.by_group(name, tested, way, group, "accuracy")
+    return self.by_group(name, tested, decoding, group, "accuracy")
 
   def by_group(
-    self, name: str, tested: str, way: str, group: str, measure: str
+    self, name: str, tested: str, decoding: str, group: str, measure: str
   ) -> tuple[float, float] | None:
     """The same of any measure that there is by language, such as `chrf`."""
     found = []
-    for values in self.measures(name, tested, way):
+    for values in self.measures(name, tested, decoding):
       known = [f"{measure}/{code}" for code in self.groups[group] if f"{measure}/{code}" in values]
       if known:
         found.append(float(np.mean([values[one] for one in known])))
     return mean_and_error(found) if found else None
 
+  def asked(self, tested: str) -> dict[tuple[str, int], dict[str, frozenset[str]]]:
+    """(arm, seed) -> language -> ids of the questions of a set that it answered."""
+    found = {}
+    for name, arms in self.arms.items():
+      for arm in arms:
+        path = _items(arm, tested, DECODINGS[0])
+        if not path.exists():
+          continue
+        by_language: dict[str, set[str]] = {}
+        for language, question in _once(_accuracy, path, path.stat().st_mtime_ns):
+          by_language.setdefault(language, set()).add(question)
+        found[name, arm.seed] = {code: frozenset(ids) for code, ids in by_language.items()}
+    return found
+
   def gap(
-    self, first: str, second: str, tested: str, way: str, languages: Sequence[str]
+    self, first: str, second: str, tested: str, decoding: str, languages: Sequence[str]
   ) -> Gap | None:
     """How much more of these languages' questions `second` has right than `first`."""
-    return self._gap(first, second, tested, way, languages, _accuracy)
+    return self._gap(first, second, tested, decoding, languages, _accuracy)
 
   def recall_gap(self, first: str, second: str, tested: str, code: str) -> Gap | None:
     """The same of the share of a question's numbers that its translation keeps."""
     return self._gap(first, second, tested, "greedy", [code], _number_recall)
 
-  def _gap(self, first, second, tested, way, languages, read) -> Gap | None:
+  def _gap(self, first, second, tested, decoding, languages, read) -> Gap | None:
     pairs = [
       (one, other)
       for one in self.arms.get(first, ())
       for other in self.arms.get(second, ())
       if one.seed == other.seed
     ]
-    scores: list[tuple[_Scores, _Scores]] = []
+    scores: dict[int, tuple[_Scores, _Scores]] = {}
     for pair in pairs:
-      paths = [
-        arm.answers[tested].parent / f"{arm.answers[tested].name}_{way}.jsonl" for arm in pair
-      ]
+      paths = [_items(arm, tested, decoding) for arm in pair]
       if all(path.exists() for path in paths):
         one, other = (
           _only(_once(read, path, path.stat().st_mtime_ns), languages) for path in paths
         )
         if one.keys() & other.keys():
-          scores.append((one, other))
+          scores[pair[0].seed] = one, other
     if not scores:
       return None
-    one, other = (_mean_scores([pair[side] for pair in scores]) for side in (0, 1))
+    merged = _together if tested in self.synthetic else _mean_scores
+    one, other = (merged({seed: pair[side] for seed, pair in scores.items()}) for side in (0, 1))
     found = {gap.name: gap for gap in compare(one, other, self.pivot)}
     codes = {language for language, _ in one.keys() & other.keys()}
     gap = found[codes.pop()] if len(codes) == 1 else found["target"]
@@ -145,7 +165,7 @@ class Results:
       shown=gap.significant,
       questions=gap.questions,
       differing=gap.differing,
-      by_seed=tuple(_difference(*pair) for pair in scores),
+      by_seed=tuple(_difference(*pair) for pair in scores.values()),
     )
 
   def saturation(self) -> list[tuple[int, float]]:
@@ -193,13 +213,22 @@ def collect(study: Study, trained: Sequence[str]) -> Results:
     sets=tuple(study.scale.sets),
     pivot=config.pivot,
     refused=refused,
+    synthetic=frozenset(
+      name
+      for name, sources in study.scale.sets.items()
+      if any(
+        one.startswith("synthetic:")
+        for one in (ast.literal_eval(sources) if sources else config.data.test)
+      )
+    ),
   )
 
 
 def throughput(results: Results, config: Config) -> list[dict[str, Any]]:
   """Medians over the steps of each arm: seconds by phase, tokens a second, and peak memory.
 
-  Where all ran on the same devices, whose roofline is known, tokens a second also as shares of it.
+  Where all ran on the same devices, whose roofline is known, and the model is at hand, tokens a
+  second also as shares of it.
   """
   rows = []
   for name, arms in results.arms.items():
@@ -217,7 +246,10 @@ def throughput(results: Results, config: Config) -> list[dict[str, Any]]:
   devices = {tuple(_kinds(record)) for record in _records(results)}
   if len(devices) != 1 or not config.model.pretrained:
     return rows
-  model = load_config(source(config.model))
+  try:
+    model = load_config(source(config.model))
+  except FileNotFoundError:  # a report may be written where the weights are not
+    return rows
   model = dataclasses.replace(model, dtype=config.model.dtype)
   return roofline.beside(rows, devices.pop(), model, config)
 
@@ -260,6 +292,11 @@ def _machine(record: Mapping[str, Any]) -> str:
   return f"{len(kinds)} x {kinds[0]}, {record['system']}; {versions}"
 
 
+def _items(arm: Arm, tested: str, decoding: str) -> pathlib.Path:
+  """The answers of an arm to a set's questions."""
+  return arm.answers[tested].with_name(f"{arm.answers[tested].name}_{decoding}.jsonl")
+
+
 @functools.cache
 def _once(read: Callable[[pathlib.Path], _Scores], path: pathlib.Path, changed: int) -> _Scores:
   """What is read of a file as long as it does not change: each gap asks again."""
@@ -273,22 +310,26 @@ def _accuracy(path: pathlib.Path) -> _Scores:
 
 def _number_recall(path: pathlib.Path) -> _Scores:
   """Recall of each question; a response without a translation keeps none of its numbers."""
-  found: dict[tuple[str, str], list[float]] = {}
-  for line in path.read_text("utf-8").split("\n"):
-    if line:
-      item = json.loads(line)
-      found.setdefault((item["language"], item["id"]), []).append(item["number_recall"] or 0.0)
-  return {key: float(np.mean(values)) for key, values in found.items()}
+  return read_means(path, lambda item: item["number_recall"] or 0.0)
 
 
 def _only(scores: _Scores, languages: Sequence[str]) -> _Scores:
   return {key: value for key, value in scores.items() if key[0] in languages}
 
 
-def _mean_scores(scores: Sequence[_Scores]) -> _Scores:
+def _mean_scores(scores: Mapping[int, _Scores]) -> _Scores:
   """Mean over seeds of the questions that all have."""
-  shared = set.intersection(*(set(one) for one in scores))
-  return {key: float(np.mean([one[key] for one in scores])) for key in sorted(shared)}
+  shared = set.intersection(*(set(one) for one in scores.values()))
+  return {key: float(np.mean([one[key] for one in scores.values()])) for key in sorted(shared)}
+
+
+def _together(scores: Mapping[int, _Scores]) -> _Scores:
+  """The questions of all seeds, each seed's apart."""
+  return {
+    (language, f"{seed}/{name}"): value
+    for seed, found in scores.items()
+    for (language, name), value in found.items()
+  }
 
 
 def _difference(first: _Scores, second: _Scores) -> float:

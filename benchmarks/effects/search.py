@@ -13,6 +13,7 @@ import itertools
 import json
 import pathlib
 import shutil
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -83,6 +84,7 @@ def search(
   fixed = {key: value for key, value in study.settings.items() if key not in searched}
   stages: dict[str, Any] = {}
   taken: dict[str, Any] = {}
+  told = False
   pam = study.workdir / "search" / "pam-0"
   for stage, grid in study.scale.grid.items():
     tried = []
@@ -93,6 +95,9 @@ def search(
         settings |= arms.after_pam("pivot", pam, config.srl.steps, config)
       asked = ("evaluation.development_questions",)  # what is compared
       program = arms.Program(folder=folder, config=study.config, settings=settings, also=asked)
+      if not told and not program.ended_well():  # else nothing else can be chosen any more
+        _tell_finished(study)
+        told = True
       arms.run(program, leg, environment)
       if free and stage == "srl":
         _free(folder)
@@ -115,6 +120,25 @@ def search(
   if free:
     _free(pam)
   return found
+
+
+def _tell_finished(study: Study) -> None:
+  """Says which arms will not have what is chosen, unless they have it already."""
+  finished = [
+    str(folder.relative_to(study.workdir))
+    for seed in study.seeds()
+    for name in ("pam", *arms.ARMS)
+    if arms.Program(
+      folder=(folder := study.workdir / f"seed{seed}" / name), config=study.config, settings={}
+    ).ended_well()
+  ]
+  if finished:
+    print(
+      f"--search: {', '.join(finished)} are finished with the settings of before; if the search"
+      " chooses others, they are refused",
+      file=sys.stderr,
+      flush=True,
+    )
 
 
 def _free(folder: pathlib.Path) -> None:

@@ -17,7 +17,7 @@ import dataclasses
 import json
 import pathlib
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -61,18 +61,32 @@ def read_scores(path: pathlib.Path, scoring: str | None) -> dict[_Key, float]:
   Raises:
     ValueError: a line that is no item, naming it; or no line.
   """
-  right: dict[_Key, list[bool]] = collections.defaultdict(list)
+
+  def correct(item: Mapping[str, Any]) -> bool:
+    return bool(item["correct"] if scoring is None else item["scores"][scoring])
+
+  return read_means(path, correct)
+
+
+def read_means(
+  path: pathlib.Path, value: Callable[[Mapping[str, Any]], float]
+) -> dict[_Key, float]:
+  """The mean of a value of each question's answers, from an items file.
+
+  Raises:
+    ValueError: a line that is no item, naming it; or no line.
+  """
+  values: dict[_Key, list[float]] = collections.defaultdict(list)
   with path.open(encoding="utf-8") as lines:
     for number, line in enumerate(lines, start=1):
       try:
         item: Mapping[str, Any] = json.loads(line)
-        correct = item["correct"] if scoring is None else item["scores"][scoring]
-        right[item["language"], item["id"]].append(bool(correct))
+        values[item["language"], item["id"]].append(value(item))
       except (ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{path}:{number}: expected an evaluated item: {error!r}") from error
-  if not right:
+  if not values:
     raise ValueError(f"{path}: no items; expected a line for each answer")
-  return {key: float(np.mean(samples)) for key, samples in right.items()}
+  return {key: float(np.mean(samples)) for key, samples in values.items()}
 
 
 def compare(

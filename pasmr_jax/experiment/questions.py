@@ -7,6 +7,7 @@ from pasmr_jax.data import overlap
 from pasmr_jax.data.pools import EVALUATED, NAMES, read_pool, unmarked
 from pasmr_jax.data.questions import Question
 from pasmr_jax.experiment.measures import gold_answer
+from pasmr_jax.feedback import language_id
 from pasmr_jax.parallel.processes import say
 
 
@@ -23,6 +24,16 @@ def supervised_settings(config: Config) -> list[str]:
   rehearsed = "srl" in config.stages and config.srl.rehearsal_weight > 0
   used = {*config.stages, *({"pam"} if rehearsed else ())}
   return [stage for stage in ("base", "pam") if stage in used]
+
+
+def expect_told_apart(config: Config) -> None:
+  """Raises ValueError if self-feedback could not tell the run's languages apart."""
+  try:
+    language_id.identify([], (*config.languages, config.pivot))
+  except ValueError as error:
+    raise ValueError(
+      f"languages: {error}; expected other languages, or stages without srl"
+    ) from error
 
 
 def read_pools(config: Config, names: Sequence[str]) -> dict[str, list[Question]]:

@@ -23,12 +23,12 @@ from pasmr_jax.data.questions import Question
 from pasmr_jax.experiment.checkpoint import Checkpoints, Progress
 from pasmr_jax.experiment.origins import Origins, source
 from pasmr_jax.experiment.questions import (
+  expect_told_apart,
   pools_used,
   read_pools,
   supervised_settings,
   tell_overlap,
 )
-from pasmr_jax.feedback import language_id
 from pasmr_jax.learning.optim import make_optimizer
 from pasmr_jax.learning.update import Learner, TrainState
 from pasmr_jax.models import pretrained
@@ -286,12 +286,7 @@ def make_run(config: Config, workdir: pathlib.Path, pools: Sequence[str] | None 
   """
   used = pools_used(config) if pools is None else pools
   if "srl" in used:
-    try:
-      language_id.identify([], (*config.languages, config.pivot))
-    except ValueError as error:
-      raise ValueError(
-        f"languages: {error}; expected other languages, or stages without srl"
-      ) from error
+    expect_told_apart(config)
   workdir.mkdir(parents=True, exist_ok=True)
   # Whatever JAX_DEFAULT_PRNG_IMPL says: with rbg a row's noise would depend on its neighbours.
   jax.config.update("jax_default_prng_impl", "threefry2x32")

@@ -199,6 +199,12 @@ def _training(config: Config) -> Iterator[str]:
       f"srl.questions is {config.srl.questions}; expected at least {fewest}, two a process, with"
       " feedback.source=shuffled: votes are those of the next question"
     )
+  checked = config.evaluation.label_questions
+  if "srl" in stages and config.feedback.source == "shuffled" and checked == 1:
+    yield (
+      "evaluation.label_questions is 1; expected two or more, or 0, with feedback.source=shuffled:"
+      " labels are those of the next question"
+    )
   for name in EVALUATED:
     shared = set(config.data[name]) & set(config.data.srl)
     if any(not source.startswith("synthetic:") for source in shared):

@@ -121,6 +121,10 @@ def test_the_shipped_configurations_are_valid():
       "srl.questions is 1; expected at least 2, two a process, with feedback.source=shuffled",
     ),
     (
+      {"feedback__source": "shuffled", "evaluation__label_questions": 1},
+      "evaluation.label_questions is 1; expected two or more, or 0, with feedback.source=shuffled",
+    ),
+    (
       {"stages": ("srl",), "pam__mixture__triplets": 0.0, "pam__mixture__pivot": 0.0},
       "pam.mixture is all zero; expected a positive share",  # of the rehearsal
     ),
