@@ -38,7 +38,6 @@ if str(ROOT) not in sys.path:  # started by its path, Python knows only its fold
   sys.path.insert(0, str(ROOT))
 
 from benchmarks.effects import arms, checks, leakage, page, questions, results, search  # noqa: E402
-from benchmarks.effects.arms import read_legs  # noqa: E402
 from benchmarks.effects.plan import BEFORE, SCALES, Study  # noqa: E402
 from pasmr_jax.experiment import report  # noqa: E402
 from pasmr_jax.experiment.reliability.storage import write_whole  # noqa: E402
@@ -127,7 +126,9 @@ def reported_model(workdir: pathlib.Path, config: str) -> str:
 
   The packaged file that is there already is named with its place; '' if no run says its model.
   """
-  legs = (leg for path in sorted(workdir.glob("seed*/*/*.legs.jsonl")) for leg in read_legs(path))
+  legs = (
+    leg for path in sorted(workdir.glob("seed*/*/*.legs.jsonl")) for leg in arms.read_legs(path)
+  )
   names = (leg["settings"].get("model.pretrained") for leg in legs)
   name = next((name for name in names if name), "")
   if config == GEMMA:
