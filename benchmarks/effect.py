@@ -26,6 +26,7 @@ if str(ROOT) not in sys.path:  # started by its path, Python knows only its fold
 
 from benchmarks.effects import arms as runs  # noqa: E402
 from benchmarks.effects.arms import mean_and_error  # noqa: E402
+from benchmarks.effects.markdown import table  # noqa: E402
 
 CONFIG = "configs/tiny.py"
 STEPS = 200
@@ -42,12 +43,9 @@ def accuracies(workdir: pathlib.Path, stage: str) -> dict[str, float]:
   } | {name[9:]: value for name, value in found["greedy"].items() if name.startswith("accuracy/")}
 
 
-def table(results: dict[str, dict[str, dict[int, float]]]) -> str:
+def results_table(results: dict[str, dict[str, dict[int, float]]]) -> str:
   columns = ["targets", "targets, sampled", "English"]
-  lines = [
-    "| arm | " + " | ".join(columns) + " | pivot - arm, greedy | pivot - arm, sampled | seeds |",
-    "|---|" + "---|" * (len(columns) + 3),
-  ]
+  rows = []
   for arm, values in results.items():
     cells = []
     for column in columns:
@@ -61,8 +59,8 @@ def table(results: dict[str, dict[str, dict[int, float]]]) -> str:
         continue
       mean, error = mean_and_error(differences)
       cells.append(f"{100 * mean:+.1f} ± {100 * error:.1f}")
-    lines.append(f"| {arm} | " + " | ".join(cells) + f" | {len(values['targets'])} |")
-  return "\n".join(lines)
+    rows.append([arm, *cells, str(len(values["targets"]))])
+  return table(["arm", *columns, "pivot - arm, greedy", "pivot - arm, sampled", "seeds"], rows)
 
 
 def program(workdir: pathlib.Path, seed: int, name: str) -> runs.Program:
@@ -174,7 +172,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     "results": results,
   }
   (workdir / "effect.json").write_text(json.dumps(summary, indent=2) + "\n")
-  print(table(results))
+  print(results_table(results))
   return 0
 
 

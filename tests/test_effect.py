@@ -27,7 +27,7 @@ def test_differences_are_paired_by_seed(tmp_path):
   for seed, accuracy in ((0, 0.5), (1, 0.7)):
     finished_start(tmp_path, seed)
     finished_run(tmp_path, seed, "pivot", "srl", accuracy)
-  lines = effect.table(effect.collect(tmp_path, 2)).splitlines()
+  lines = effect.results_table(effect.collect(tmp_path, 2)).splitlines()
   assert lines[3] == (
     "| pam | 30.0 ± 0.0 | 30.0 ± 0.0 | 90.0 ± 0.0 | +30.0 ± 10.0 | +30.0 ± 10.0 | 2 |"
   )

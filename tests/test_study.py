@@ -1030,9 +1030,10 @@ def test_arms_that_may_end_early_run_without_one_of_as_many_steps(tmp_path, monk
 def test_batches_are_checked_for_the_devices_that_runs_will_see(tmp_path, monkeypatch):
   settled(monkeypatch, devices=3)
   with pytest.raises(
-    ValueError, match=r"--arms: pam, pivot: .*\n  base\.batch_size is 8; .* 1 \* 3"
-  ):
+    ValueError, match=r"--arms: pam: .*\n  base\.batch_size is 8; .* 1 \* 3"
+  ) as it:
     program.check_arms(make_study(tmp_path), ["pam", "base", "pivot"], 1)
+  assert re.search(r"--arms: pivot: .*\n(  .*\n)*  srl\.row_bucket is 8; .* 2 \* 3", str(it.value))
 
 
 def test_what_is_finished_is_not_checked_again(tmp_path, monkeypatch):

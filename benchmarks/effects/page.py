@@ -14,6 +14,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from benchmarks.effects.leakage import Leakage
+from benchmarks.effects.markdown import table
 from benchmarks.effects.plan import Study
 from benchmarks.effects.questions import (
   CALLED,
@@ -49,10 +50,7 @@ def main_table(results: Results) -> str:
   ]
   heads = [f"{tested}, {decoding}, {group}" for tested, decoding, group in columns]
   ahead = [f"pivot feedback is ahead by, {decoding}" for decoding in DECODINGS]
-  lines = [
-    "| arm | " + " | ".join([*heads, *ahead, "seeds"]) + " |",
-    "|---" * (len(columns) + len(ahead) + 2) + "|",
-  ]
+  rows = []
   for name in results.arms:
     cells = [percent(results.accuracy(name, *column)) for column in columns]
     for decoding in DECODINGS:
@@ -60,9 +58,8 @@ def main_table(results: Results) -> str:
       if name != "pivot":
         gap = results.gap(name, "pivot", results.sets[0], decoding, trained(results))
       cells.append("" if gap is None else str(gap))
-    seeds = len(results.seeds(name))
-    lines.append(f"| {CALLED[name]} | " + " | ".join([*cells, str(seeds)]) + " |")
-  return "\n".join(lines)
+    rows.append([CALLED[name], *cells, str(len(results.seeds(name)))])
+  return table(["arm", *heads, *ahead, "seeds"], rows)
 
 
 def _asked(results: Results) -> str:
@@ -107,15 +104,12 @@ def _by_questions(ids: Mapping[tuple[str, int], frozenset[str]]) -> str:
 
 def _differences(rows: Mapping[str, Gap]) -> str:
   """The numbers of a question's chart."""
-  lines = [
-    f"| | of | to | {POINTS}, 95 % interval | questions | that differ | |",
-    "|---" * 7 + "|",
-  ]
+  heads = ["", "of", "to", f"{POINTS}, 95 % interval", "questions", "that differ", ""]
+  cells = []
   for label, gap in rows.items():
-    shares = f"{100 * gap.first:.1f} | {100 * gap.second:.1f}"
-    counts = f"{gap.questions} | {gap.differing}"
-    lines.append(f"| {label} | {shares} | {gap} | {counts} | {verdict(gap)} |")
-  return "\n".join(lines)
+    shares = [f"{100 * share:.1f}" for share in (gap.first, gap.second)]
+    cells.append([label, *shares, str(gap), str(gap.questions), str(gap.differing), verdict(gap)])
+  return table(heads, cells)
 
 
 def _responses(results: Results) -> str:
@@ -128,10 +122,7 @@ def _responses(results: Results) -> str:
     "number_recall/target": "numbers kept",
   }
   asked_of_all = ("truncated/target", "rule/none", "tokens/target")
-  lines = [
-    "| arm | " + " | ".join(shares.values()) + " | chrF++ | tokens |",
-    "|---" * (len(shares) + 3) + "|",
-  ]
+  rows = []
   for name in results.arms:
     scales = dict.fromkeys(shares, 100.0) | {"chrf/target": 1.0, "tokens/target": 1.0}
     cells = [
@@ -140,13 +131,14 @@ def _responses(results: Results) -> str:
       else ""
       for measure, scale in scales.items()
     ]
-    lines.append(f"| {CALLED[name]} | " + " | ".join(cells) + " |")
-  if len(lines) == 2:
+    rows.append([CALLED[name], *cells])
+  if not rows:
     return "No arm is finished."
   return (
     f"{results.sets[0]}, greedy, target languages, in %; no answer also over the pivot's questions."
     " The base model was not asked for a translation. Numbers of the question are counted where"
-    " there is a translation, chrF++ (0 to 100) with a missing one as empty.\n\n" + "\n".join(lines)
+    " there is a translation, chrF++ (0 to 100) with a missing one as empty.\n\n"
+    + table(["arm", *shares.values(), "chrF++", "tokens"], rows)
   )
 
 
@@ -154,13 +146,13 @@ def _signals(rows: Sequence[Mapping[str, Any]]) -> str:
   if not rows:
     return "No arm of self-feedback is finished."
   heads = [key.replace("_", " ") for key in SIGNALS]
-  lines = ["| arm | steps | " + " | ".join(heads) + " |", "|---" * (len(heads) + 2) + "|"]
+  lines = []
   for row in rows:
     cells = ["" if row[key] is None else f"{100 * row[key]:.1f}" for key in SIGNALS]
-    lines.append(f"| {CALLED[row['arm']]} | {row['steps']} | " + " | ".join(cells) + " |")
+    lines.append([CALLED[row["arm"]], str(row["steps"]), *cells])
   return (
     "Means over the training steps, in %. Where all responses to a question are rewarded alike"
-    " (zero variance) nothing is learned from it.\n\n" + "\n".join(lines)
+    " (zero variance) nothing is learned from it.\n\n" + table(["arm", "steps", *heads], lines)
   )
 
 
@@ -180,15 +172,14 @@ def _speed(rows: Sequence[Mapping[str, Any]]) -> str:
     ("memory/peak_bytes", "peak device GB"),
   ]
   known = [(key, head) for key, head in columns if any(key in row for row in rows)]
-  lines = ["| arm | steps | " + " | ".join(head for _, head in known) + " |"]
-  lines.append("|---" * (len(known) + 2) + "|")
+  lines = []
   for row in rows:
     scaled = {
       key: row[key] * (1e-9 if key == "memory/peak_bytes" else 1) for key, _ in known if key in row
     }
     cells = [f"{scaled[key]:.4g}" if key in scaled else "" for key, _ in known]
-    lines.append(f"| {CALLED[row['arm']]} | {row['steps']} | " + " | ".join(cells) + " |")
-  return "\n".join(lines)
+    lines.append([CALLED[row["arm"]], str(row["steps"]), *cells])
+  return table(["arm", "steps", *(head for _, head in known)], lines)
 
 
 def _searched(search: Mapping[str, Any] | None, study: Study) -> str:
@@ -197,19 +188,17 @@ def _searched(search: Mapping[str, Any] | None, study: Study) -> str:
       "No search was run in this folder: the settings are the configuration's own. Started with"
       " `--search`, the study tries its grid on the development questions first."
     )
-  lines = [
-    f"By {search['metric']} at a stage's last step, {search['questions_a_language']} questions a"
-    f" language; stage 2 with pivot feedback, and all arms take what was found{_but(search, study)}"
-    ".\n",
-    "| stage | settings | development accuracy, % | |",
-    "|---|---|---|---|",
-  ]
+  rows = []
   for stage, found in search["stages"].items():
     for one in found["tried"]:
       settings = ", ".join(f"{key} = {value}" for key, value in one["settings"].items())
       mark = "chosen" if one["settings"] == found["chosen"] else ""
-      lines.append(f"| {stage} | {settings} | {100 * one['accuracy']:.1f} | {mark} |")
-  return "\n".join(lines)
+      rows.append([stage, settings, f"{100 * one['accuracy']:.1f}", mark])
+  return (
+    f"By {search['metric']} at a stage's last step, {search['questions_a_language']} questions a"
+    f" language; stage 2 with pivot feedback, and all arms take what was found{_but(search, study)}"
+    ".\n\n" + table(["stage", "settings", "development accuracy, %", ""], rows)
+  )
 
 
 def _but(search: Mapping[str, Any], study: Study) -> str:
@@ -234,18 +223,18 @@ def _saturation(results: Results) -> str:
 
 
 def _time(results: Results) -> str:
-  lines = ["| arm | seed | minutes | CPU-minutes | starts |", "|---|---|---|---|---|"]
+  rows = []
   for name, arms in results.arms.items():
     for arm in arms:
       legs = sum(len(program.legs()) for program in arm.programs)
-      taken = f"{arm.seconds() / 60:.1f} | {arm.cpu_seconds() / 60:.1f}"
-      lines.append(f"| {CALLED[name]} | {arm.seed} | {taken} | {legs} |")
+      taken = [f"{seconds / 60:.1f}" for seconds in (arm.seconds(), arm.cpu_seconds())]
+      rows.append([CALLED[name], str(arm.seed), *taken, str(legs)])
   everything = [arm for arms in results.arms.values() for arm in arms]
   if everything:
     wall = sum(arm.seconds() for arm in everything) / 60
     cpu = sum(arm.cpu_seconds() for arm in everything) / 60
-    lines.append(f"| all | | {wall:.1f} | {cpu:.1f} | |")
-  return "\n".join(lines)
+    rows.append(["all", "", f"{wall:.1f}", f"{cpu:.1f}", ""])
+  return table(["arm", "seed", "minutes", "CPU-minutes", "starts"], rows)
 
 
 def _missing(results: Results, names: Sequence[str], seeds: int) -> str:
