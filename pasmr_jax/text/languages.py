@@ -47,6 +47,7 @@ class Language:
 
   numeral_digits: tuple[tuple[str, int], ...] = ()  # characters for 0..9: CJK numerals
   numeral_scales: tuple[tuple[str, int], ...] = ()  # characters for 10, 100, ..., 10**12
+  not_scales: tuple[str, ...] = ()  # longer words that begin like a scale: Chinese "千克" is a unit
   # "denominator X numerator": Chinese "3分之2" is 2/3
   inverted_fractions: tuple[str, ...] = ()
   elliptic_numerals: bool = False  # a last digit counts tenths of the scale before: 一万五 = 15000
@@ -71,6 +72,13 @@ _HAN_SCALES = (
   ("亿", 10**8),
   ("億", 10**8),
   ("兆", 10**12),
+)
+
+# Kilo, mega and hecto, per cent; 千元 and 千人 are thousands.
+_HAN_NOT_SCALES = (
+  *("千克", "千米", "千卡", "千瓦", "千焦", "千帕", "千伏", "千赫", "千字节", "千比特", "千升"),
+  *("兆瓦", "兆焦", "兆帕", "兆欧", "兆赫", "兆字节", "兆比特", "百帕", "百分点", "百分比"),
+  *("百分點", "百合", "十字架"),
 )
 
 _MGSM_LANGUAGES = (
@@ -225,6 +233,7 @@ _MGSM_LANGUAGES = (
     ),
     numeral_digits=_HAN_DIGITS,
     numeral_scales=_HAN_SCALES,
+    not_scales=(*_HAN_NOT_SCALES, "万年筆", "万歩計", "千羽鶴", "百貨店", "百科事典"),
     inverted_fractions=("分の",),
   ),
   Language(
@@ -332,6 +341,7 @@ _MGSM_LANGUAGES = (
       ("ร้อยล้าน", 10**8),
       ("ล้านล้าน", 10**12),
     ),
+    not_scales=("พันธ", "ร้อยละ"),
     currencies=("บาท", "ดอลลาร์", "ดอลลาร์สหรัฐ", "ยูโร"),
     minus_words=("ลบ",),
     units=("คน", "ชิ้น", "อัน", "ลูก", "ตัว", "เล่ม", "คัน", "เครื่อง", "ใบ", "แท่ง", "กิโลกรัม", "เมตร"),
@@ -422,6 +432,7 @@ _MGSM_LANGUAGES = (
     ),
     numeral_digits=(*_HAN_DIGITS, ("两", 2), ("兩", 2)),
     numeral_scales=_HAN_SCALES,
+    not_scales=(*_HAN_NOT_SCALES, "百吉饼", "百事可乐", "百香果", "千纸鹤", "千层", "万圣节"),
     inverted_fractions=("分之",),
     elliptic_numerals=True,
   ),
@@ -584,6 +595,10 @@ _FURTHER_LANGUAGES = (
       ("만", 10**4),
       ("억", 10**8),
       ("조", 10**12),
+    ),
+    not_scales=(
+      *("조각", "조개", "조끼", "조명", "조합", "조약돌", "조랑말", "만큼", "만두", "만화"),
+      *("만년필", "백합", "백팩", "백조", "백분율", "십자가"),
     ),
     inverted_fractions=("분의",),
   ),

@@ -77,8 +77,10 @@ class NumberReader:
     own = word_forms(tuple(word for word, _ in language.scale_words))
     # A word ends where no letter or vowel sign follows, except in scripts that do not space words.
     scale = rf"(?:{_any(word_forms(tuple(scales)))})(?![^\W\d_]|[\u0900-\u0dff])"
+    others = word_forms(language.not_scales)
+    no_other = f"(?!{_any(others)})" if others else ""
     if own and not language.spaced:
-      scale = f"(?:{_any(own)})|{scale}"
+      scale = f"{no_other}(?:{_any(own)})|{scale}"
     self._scale = re.compile(rf"[ \u00a0~-]?(?:\\text\s?\{{\s?)?({scale})")
     self._scale_before = None
     if language.scale_before:
@@ -111,19 +113,20 @@ class NumberReader:
     numerals = re.escape("".join((*self._numeral_values, *self._numeral_scales)))
     begin = rf"[0-9]|(?<![\w.,\\])[.,٫](?=[0-9])|{_VULGAR_CLASS}|\\[dtc]?frac"
     # Korean writes scales between digits only; alone its syllables are parts of words.
-    self._begin = re.compile(f"{begin}|[{numerals}]" if language.numeral_digits else begin)
+    numeral = f"{no_other}[{numerals}]"
+    self._begin = re.compile(f"{begin}|{numeral}" if language.numeral_digits else begin)
     decimal = "[0-9]+(?:[.,][0-9]+)*"
     self._numerals = re.compile(
-      rf"(?:{decimal}|[{numerals}])(?:[ \u00a0]?{decimal}|[ ]?[{numerals}])*"
-      if numerals
-      else "(?!)"
+      rf"(?:{decimal}|{numeral})(?:[ \u00a0]?{decimal}|[ ]?{numeral})*" if numerals else "(?!)"
     )
+    scales = re.escape("".join(self._numeral_scales))
+    self._numeral_scale = re.compile(f"[ ]?{no_other}[{scales}]") if scales else None
     self._inverted = (
       re.compile(rf"[ \u00a0]?(?:{_any(language.inverted_fractions)})[ \u00a0]?")
       if language.inverted_fractions
       else None
     )
-    self.units = word_forms(language.units)
+    self.units = word_forms((*language.units, *language.not_scales))
 
   def first(self, text: str, start: int, end: int) -> Number | None:
     """The first number that begins in `text[start:end]`; `text` is normalised and lower case."""
@@ -167,7 +170,7 @@ class NumberReader:
     assert run is not None
     if not self._stands_alone(text, start):
       return [], run.end()
-    if self._numeral_scales and _next_visible(text, run.end()) in self._numeral_scales:
+    if self._numeral_scale and self._numeral_scale.match(text, run.end()):
       read, end = self._read_numerals(text, start)
       if read:
         return read, end
@@ -445,11 +448,6 @@ def _latex_fraction(text: str, start: int, language: Language) -> Number | None:
     return None
   value = numerator / denominator
   return Number(-value if sign else value, start, match.end())
-
-
-def _next_visible(text: str, position: int) -> str:
-  following = text[position : position + 1]
-  return text[position + 1 : position + 2] if following == " " else following
 
 
 @functools.cache
