@@ -27,9 +27,11 @@ _MATH_SPAN = re.compile(
 _MATH_MACRO = re.compile(
   r"\\(?!(?:text|mathrm|mathbf|textbf|boldsymbol|bm|mbox|left|right)(?![a-z]))[A-Za-z]+"
 )
-_LATEX_SPACING = re.compile(r"\\(?:left|right|displaystyle)(?![A-Za-z])|\\[!> ]")
+_LATEX_SPACING = re.compile(  # the \! of 70,\!000 is of the number
+  r"\\(?:left|right|displaystyle)(?![A-Za-z])|\\[> ]|(?<![0-9],)\\!|\\!(?![0-9]{3}(?![0-9]))"
+)
 _BOLD = re.compile(r"\\(?:mathbf|textbf|boldsymbol|bm)\s?\{([^{}]{0,200})\}")
-_TEXT = re.compile(r"\\(?:mathrm|text|mbox)\s?\{([^{}]{0,200})\}")
+_TEXT = re.compile(r"(?:[\s~]|\\[,;: ]){0,8}\\(?:mathrm|text|mbox)\s?\{[\s~]*([^{}]{0,200})\}\s?")
 _LETTER = r"[^\W\d_]"
 _UNIT_WORDS = (  # up to six words, with the punctuation and exponents that units have
   # Nothing is given back (++, *+): a long word could be cut into six in millions of ways. An
@@ -81,7 +83,7 @@ class FormulaReader:
         return value_of(number)
     if (span := self.range(plain)) is not None:
       return span
-    if re.search(r"[0-9][.,'{\\ \u00a0_][0-9,!}]", formula):
+    if re.search(r"[0-9][.,'{\\ \u00a0_][0-9,!}\\]", formula):
       formula = plain_runs(formula, self.numbers.language)
     value = symbolic.read_expression(_TIMES.sub("*", formula))
     if value == symbolic.IDENTITY and side != plain:

@@ -50,6 +50,7 @@ _EXPONENT_BEFORE = re.compile(r"(?:\^|[^\W_]_|[})\]]_)[\s{]{0,2}[-+]?$")
 _MONEY = ".$¢£¤¥֏؋৲৳৻૱௹฿៛﷼" + "".join(map(chr, range(0x20A0, 0x20D0)))  # "." ends "Rs."
 _SYMBOL = rf"(?:\\?\$|[{_MONEY[1:]}])"
 _SIGN_BEFORE = "-–"
+_TEXT_OPENS = r"(?:\\[,;:! ]|~)?\\(?:text|mathrm|mbox)\s?\{[\s~]?"
 # What may follow a number, after a space at most, and make it another one.
 _EXTENDING = frozenset("/^e×x*·:\\0123456789⁰¹²³⁴⁵⁶⁷⁸⁹") | frozenset(_VULGAR)
 
@@ -81,7 +82,9 @@ class NumberReader:
     no_other = f"(?!{_any(others)})" if others else ""
     if own and not language.spaced:
       scale = f"{no_other}(?:{_any(own)})|{scale}"
-    self._scale = re.compile(rf"[ \u00a0~-]?(?:\\text\s?\{{\s?)?({scale})")
+    self._scale = re.compile(
+      rf"[ \u00a0~-]?(?P<braced>{_TEXT_OPENS})?(?P<word>{scale})(?(braced)(?:\s?\}})?)"
+    )
     self._scale_before = None
     if language.scale_before:
       self._scale_before = re.compile(rf"(?<!\w)({_any(own)})[ \u00a0]+$")
@@ -121,6 +124,9 @@ class NumberReader:
     )
     scales = re.escape("".join(self._numeral_scales))
     self._numeral_scale = re.compile(f"[ ]?{no_other}[{scales}]") if scales else None
+    self._braced_scale = (  # 3\text{万元}
+      re.compile(rf"[ ]?{_TEXT_OPENS}((?:{no_other}[{scales}])+)(?:\s?\}})?") if scales else None
+    )
     self._inverted = (
       re.compile(rf"[ \u00a0]?(?:{_any(language.inverted_fractions)})[ \u00a0]?")
       if language.inverted_fractions
@@ -275,10 +281,15 @@ class NumberReader:
         value, end, scale = value + part, match.end(), self._scales[match[1]]
       return value, start, end
     following = text[end : end + 1]
-    if following in " \u00a0~-\\":
+    if following in " \u00a0~-":
       following = text[end + 1 : end + 2]
-    if following.isalpha() and (match := self._scale.match(text, end)):
-      scale = self._scales[match[1]]
+    if following == "\\" and self._braced_scale:
+      match = self._braced_scale.match(text, end)
+      scale = self._numeral_value(match[1]) if match else None
+      if match and scale:
+        return value * scale, start, match.end()
+    if (following == "\\" or following.isalpha()) and (match := self._scale.match(text, end)):
+      scale = self._scales[match["word"]]
       value, end = value * scale, match.end()
       following = self._begin.match(text, end + 1) if text[end : end + 1] in " \u00a0" else None
       if following is not None and following.group().isdigit():
@@ -305,9 +316,9 @@ class NumberReader:
     if run is None or not run.group().isdigit() or run.end() - run.start() > 12:
       return None, 0
     match = self._scale.match(text, run.end())
-    if match is None or int(run.group()) * self._scales[match[1]] >= scale:
+    if match is None or int(run.group()) * self._scales[match["word"]] >= scale:
       return None, 0
-    return Fraction(int(run.group()) * self._scales[match[1]]), match.end()
+    return Fraction(int(run.group()) * self._scales[match["word"]]), match.end()
 
   def _sign(self, text: str, start: int) -> tuple[int, bool]:
     """Where the number begins with its sign and currency, and whether the sign is a minus.
