@@ -43,6 +43,7 @@ class Language:
   scale_joints: tuple[str, ...] = ()  # may join two such amounts: Swahili "elfu 5 na mia 2"
   currencies: tuple[str, ...] = ()  # words and codes before or after an amount
   minus_words: tuple[str, ...] = ()  # the sign in words, before its number
+  of_words: tuple[str, ...] = ()  # between a share and the whole: "50% of 20"
   units: tuple[str, ...] = ()  # classifiers and short units that follow a number, often glued
 
   numeral_digits: tuple[tuple[str, int], ...] = ()  # characters for 0..9: CJK numerals
@@ -103,6 +104,7 @@ _MGSM_LANGUAGES = (
     ),
     currencies=("টাকা", "ডলার", "মার্কিন ডলার"),
     minus_words=("মাইনাস", "ঋণাত্মক"),
+    of_words=("এর", "র"),
     units=("টি", "টা", "টে", "জন", "খানা", "কেজি", "মিটার"),
   ),
   Language(
@@ -128,6 +130,7 @@ _MGSM_LANGUAGES = (
     ),
     currencies=("euro", "dollar", "us-dollar", "eur", "usd", "chf", "franken"),
     minus_words=("minus",),
+    of_words=("von", "der", "des"),
     units=("m", "g", "l", "h", "s", "t", "km", "kg", "cm", "stück", "uhr"),
   ),
   Language(
@@ -151,6 +154,7 @@ _MGSM_LANGUAGES = (
     ),
     currencies=("usd", "eur", "gbp", "inr", "us", "rs", "dollars", "euros", "pounds"),
     minus_words=("minus", "negative"),
+    of_words=("of",),
     units=("m", "g", "l", "h", "s", "t", "km", "kg", "cm", "ft", "lb", "lbs", "mph"),
   ),
   Language(
@@ -175,6 +179,7 @@ _MGSM_LANGUAGES = (
     ),
     currencies=("euros", "euro", "dólares", "dólar", "pesos", "usd", "eur"),
     minus_words=("menos",),
+    of_words=("de", "del"),
     units=("m", "g", "l", "h", "s", "t", "km", "kg", "cm"),
   ),
   Language(
@@ -198,6 +203,7 @@ _MGSM_LANGUAGES = (
     ),
     currencies=("euros", "euro", "dollars", "dollar", "usd", "eur"),
     minus_words=("moins",),
+    of_words=("de", "des", "du"),
     units=("m", "g", "l", "h", "s", "t", "km", "kg", "cm"),
   ),
   Language(
@@ -212,6 +218,7 @@ _MGSM_LANGUAGES = (
     steps=("ステップ", "段階"),
     currencies=("ドル", "円", "ユーロ", "米ドル"),
     minus_words=("マイナス",),
+    of_words=("の",),
     units=(
       *("個", "つ", "人", "本", "枚", "台", "匹", "冊", "杯", "回", "歳", "年", "月", "日", "時間"),
       *(
@@ -266,6 +273,7 @@ _MGSM_LANGUAGES = (
     ),
     currencies=("руб", "рублей", "рубля", "рубль", "долларов", "доллара", "доллар", "евро"),
     minus_words=("минус",),
+    of_words=("от", "из"),
     units=("м", "г", "л", "ч", "с", "т", "км", "кг", "см", "шт", "р"),
   ),
   Language(
@@ -288,6 +296,7 @@ _MGSM_LANGUAGES = (
     scale_joints=("na",),
     currencies=("dola", "shilingi", "ksh", "tsh", "sh", "tzs", "kes", "euro"),
     minus_words=("hasi",),
+    of_words=("ya", "za", "wa"),
     units=("m", "g", "l", "h", "s", "t", "km", "kg", "cm"),
   ),
   Language(
@@ -319,6 +328,7 @@ _MGSM_LANGUAGES = (
     ),
     currencies=("రూపాయలు", "రూ", "డాలర్లు", "డాలర్ల"),
     minus_words=("మైనస్",),
+    of_words=("లో", "యొక్క"),
     units=("మంది", "కిలోలు", "మీటర్లు"),
   ),
   Language(
@@ -344,6 +354,7 @@ _MGSM_LANGUAGES = (
     not_scales=("พันธ", "ร้อยละ"),
     currencies=("บาท", "ดอลลาร์", "ดอลลาร์สหรัฐ", "ยูโร"),
     minus_words=("ลบ",),
+    of_words=("ของ",),
     units=("คน", "ชิ้น", "อัน", "ลูก", "ตัว", "เล่ม", "คัน", "เครื่อง", "ใบ", "แท่ง", "กิโลกรัม", "เมตร"),
   ),
   Language(
@@ -358,6 +369,7 @@ _MGSM_LANGUAGES = (
     steps=("步骤", "步驟", "逐步", "步"),
     currencies=("美元", "元", "人民币", "欧元", "块", "塊"),
     minus_words=("负", "負"),
+    of_words=("的",),
     units=(
       *(
         "个",
@@ -467,6 +479,7 @@ _FURTHER_LANGUAGES = (
     ),
     currencies=("دولار", "دولارا", "دولارات", "ريال", "درهم", "جنيه", "يورو"),
     minus_words=("سالب",),
+    of_words=("من",),
     units=("م", "كم", "كجم", "سم"),
   ),
   Language(
@@ -487,6 +500,7 @@ _FURTHER_LANGUAGES = (
     ),
     currencies=("دلار", "تومان", "ریال", "یورو"),
     minus_words=("منفی",),
+    of_words=("از",),
     units=("م", "تا", "عدد", "نفر"),
   ),
   Language(
@@ -512,6 +526,7 @@ _FURTHER_LANGUAGES = (
     ),
     currencies=("रुपये", "रुपए", "रु", "डॉलर"),
     minus_words=("माइनस", "ऋणात्मक"),  # "ऋण" alone is a loan as well
+    of_words=("का", "के", "की"),
     units=("किलो", "मीटर", "मी"),
   ),
   Language(
@@ -535,6 +550,7 @@ _FURTHER_LANGUAGES = (
     ),
     currencies=("روپے", "ڈالر"),
     minus_words=("منفی",),
+    of_words=("کا", "کے", "کی"),
     units=("کلو", "میٹر"),
   ),
   Language(
@@ -558,6 +574,7 @@ _FURTHER_LANGUAGES = (
     ),
     currencies=("ரூபாய்", "ரூ", "டாலர்", "டாலர்கள்"),
     minus_words=("மைனஸ்",),
+    of_words=("இல்",),
     units=("கிலோ", "மீட்டர்"),
   ),
   Language(
@@ -572,6 +589,7 @@ _FURTHER_LANGUAGES = (
     steps=("단계",),
     currencies=("원", "달러", "유로"),
     minus_words=("마이너스",),
+    of_words=("의", "중"),
     units=(
       "개",
       "명",
@@ -622,6 +640,7 @@ _FURTHER_LANGUAGES = (
     ),
     currencies=("đồng", "đô la", "đô-la", "usd", "vnd", "đ"),
     minus_words=("âm",),
+    of_words=("của",),
     units=("m", "g", "l", "h", "s", "t", "km", "kg", "cm"),
   ),
   Language(
@@ -644,6 +663,7 @@ _FURTHER_LANGUAGES = (
     ),
     currencies=("rp", "idr", "rupiah", "dolar", "usd"),
     minus_words=("minus", "negatif"),
+    of_words=("dari",),
     units=("m", "g", "l", "j", "t", "km", "kg", "cm", "buah"),
   ),
   Language(
@@ -670,6 +690,7 @@ _FURTHER_LANGUAGES = (
     ),
     currencies=("reais", "real", "euros", "dólares", "dólar", "brl", "usd"),
     minus_words=("menos",),
+    of_words=("de", "do", "da", "dos", "das"),
     units=("m", "g", "l", "h", "s", "t", "km", "kg", "cm"),
   ),
   Language(
@@ -694,6 +715,7 @@ _FURTHER_LANGUAGES = (
     ),
     currencies=("euro", "dollari", "dollaro", "eur", "usd"),
     minus_words=("meno",),
+    of_words=("di", "del", "dei", "delle"),
     units=("m", "g", "l", "h", "s", "t", "km", "kg", "cm"),
   ),
   Language(
@@ -746,6 +768,7 @@ _FURTHER_LANGUAGES = (
     ),
     currencies=("zł", "złotych", "złote", "pln", "dolarów", "dolary", "euro"),
     minus_words=("minus",),
+    of_words=("z", "ze", "od"),
     units=("m", "g", "l", "h", "s", "t", "km", "kg", "cm", "szt"),
   ),
   Language(
@@ -779,6 +802,7 @@ _FURTHER_LANGUAGES = (
     ),
     currencies=("грн", "гривень", "гривні", "доларів", "долари", "євро"),
     minus_words=("мінус",),
+    of_words=("від", "з", "із"),
     units=("м", "г", "л", "с", "т", "км", "кг", "см", "шт"),
   ),
   Language(
@@ -815,6 +839,7 @@ _FURTHER_LANGUAGES = (
     scale_before=True,
     scale_joints=("da",),
     currencies=("naira", "dala", "ngn"),
+    of_words=("na",),
     units=("m", "g", "l", "km", "kg", "cm"),
   ),
   Language(
@@ -832,6 +857,7 @@ _FURTHER_LANGUAGES = (
     ),
     scale_before=True,
     currencies=("náírà", "naira", "dọ́là", "dola", "ngn"),
+    of_words=("ti",),
     units=("m", "g", "l", "km", "kg", "cm"),
   ),
   Language(
@@ -850,6 +876,7 @@ _FURTHER_LANGUAGES = (
     ),
     scale_before=True,
     currencies=("amarandi", "rand", "amadola", "zar", "r"),
+    of_words=("ka",),
     units=("m", "g", "l", "km", "kg", "cm"),
   ),
 )

@@ -41,18 +41,18 @@ _MIXED_VULGAR = re.compile(rf"[ \u00a0]?({_VULGAR_CLASS})")
 _MIXED_LATEX = re.compile(r"\s?(?=\\[dtc]?frac)")
 _E_NOTATION = re.compile(r"e([+-]?[0-9]{1,99})(?!\w|\.[0-9])")
 _TIMES_TEN = re.compile(
-  r"\s?(?:×|x|\*|·|\\times|\\cdot)\s?10(?:\s?\^\s?(?:\{\s?([+-]?[0-9]{1,99})\s?\}|([+-]?[0-9]{1,99}))"
+  r"\s?(?:×|[xх]|\*|·|\\times|\\cdot)\s?10(?:\s?\^\s?(?:\{\s?([+-]?[0-9]{1,99})\s?\}|([+-]?[0-9]{1,99}))"
   r"|([⁺-]?[⁰¹²³⁴⁵⁶⁷⁸⁹]{1,6}))"
 )
 _POWER = re.compile(r"\s?\^\s?(?:\{\s?([+-]?[0-9]{1,99})\s?\}|([0-9]{1,99}))|([⁰¹²³⁴⁵⁶⁷⁸⁹]{1,6})")
 _CLOCK = re.compile(r":([0-9]{1,4}(?::[0-9]{1,4}){0,4})(?![0-9:])")
 _EXPONENT_BEFORE = re.compile(r"(?:\^|[^\W_]_|[})\]]_)[\s{]{0,2}[-+]?$")
-_MONEY = ".$¢£¤¥֏؋৲৳৻૱௹฿៛﷼" + "".join(map(chr, range(0x20A0, 0x20D0)))  # "." ends "Rs."
-_SYMBOL = rf"(?:\\?\$|[{_MONEY[1:]}])"
+MONEY = "$¢£¤¥֏؋৲৳৻૱௹฿៛﷼" + "".join(map(chr, range(0x20A0, 0x20D0)))
+_SYMBOL = rf"(?:\\?\$|[{MONEY}])"
 _SIGN_BEFORE = "-–"
 _TEXT_OPENS = r"(?:\\[,;:! ]|~)?\\(?:text|mathrm|mbox)\s?\{[\s~]?"
 # What may follow a number, after a space at most, and make it another one.
-_EXTENDING = frozenset("/^e×x*·:\\0123456789⁰¹²³⁴⁵⁶⁷⁸⁹") | frozenset(_VULGAR)
+_EXTENDING = frozenset("/^e×xх*·:\\0123456789⁰¹²³⁴⁵⁶⁷⁸⁹") | frozenset(_VULGAR)
 
 
 def _power(base: Fraction, exponent: int) -> Fraction | None:
@@ -106,7 +106,7 @@ class NumberReader:
     )
     # last characters of currencies and signs: without one of them there is no sign to look for
     self._before_amount = frozenset(word[-1] for word in (*currencies, *minus)) | frozenset(
-      _MONEY + _SIGN_BEFORE
+      f".{MONEY}{_SIGN_BEFORE}"  # a full stop ends "Rs."
     )
     self._currency_before = re.compile(
       rf"(?:[a-z]{{0,3}}{_SYMBOL}|(?<![^\W\d_])(?:{_any(currencies)})\.?)[ \u00a0]?$"
@@ -204,7 +204,7 @@ class NumberReader:
     while word_start > 0 and start - word_start < 8 and text[word_start - 1].islower():
       word_start -= 1
     word = text[word_start:start]
-    if word == "x" and text[:word_start].rstrip(" ")[-1:].isdigit():
+    if word in ("x", "х") and text[:word_start].rstrip(" ")[-1:].isdigit():
       return True
     return word in self.currency_words
 
@@ -221,7 +221,7 @@ class NumberReader:
     whole = value.denominator == 1
     if following == "e" and (match := _E_NOTATION.match(text, end)):
       return _times_ten(number, int(match[1]), match.end())
-    if following in " \u00a0×x*·\\" and (match := _TIMES_TEN.match(text, end)):
+    if following in " \u00a0×xх*·\\" and (match := _TIMES_TEN.match(text, end)):
       exponent = match[1] or match[2] or match[3].translate(_SUPERSCRIPTS)
       return _times_ten(number, int(exponent), match.end())
     if whole and (match := _MIXED_VULGAR.match(text, end)):

@@ -329,6 +329,8 @@ def _read(text: str, depth: int) -> Fraction | Symbolic:
     mark = "∪" if "∪" in text else "∩"
     return Symbolic(f" {mark} ".join(sorted(str(_read(part, depth + 1)) for part in parts)))
   if len(parts := _split(text, ";" if len(_split(text, ";")) > 1 else ",")) > 1:
+    if all("=" in part and not has_symbol(part) for part in parts):
+      return _read(parts[-1], depth + 1)  # 4 + 5 = 9 and 9 * 2 = 18
     return Symbolic(", ".join(sorted({str(_read(part, depth + 1)) for part in parts})))
   if len(parts := _split(text, "∈")) == 2:
     return _read(parts[1], depth + 1)

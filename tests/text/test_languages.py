@@ -62,7 +62,7 @@ def test_words_are_lower_case_unique_and_present(table: Language):
   scale_words = [word for word, _ in table.scale_words]
   for words in (
     *(table.answer_words, table.answer_verbs, table.negations, table.steps, scale_words),
-    *(table.currencies, table.minus_words, table.units, table.not_scales),
+    *(table.currencies, table.minus_words, table.units, table.not_scales, table.of_words),
   ):
     assert len(set(words)) == len(words)
     assert all(word == word.lower() == word.strip() != "" for word in words)
