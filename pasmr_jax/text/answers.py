@@ -187,6 +187,7 @@ class _Reader:
     numbered = not gap.strip("$*_ ") and _LIST_ITEM.match(lowered, number.end)
     if numbered and _HAS_LETTER.search(lowered, number.end, end):
       return None
+    number = self.numbers.past_rate(lowered, number, end)
     return self._stated(window, lowered, begin, end, number)
 
   def _phrase(self, window: str, place: int, after: int) -> _Reading | None:
@@ -221,7 +222,9 @@ class _Reader:
         return None
       begin = after
     else:
-      begin = self._joins(lowered, after, number.start, number)
+      start, end = number.start, _end_of(_SENTENCE_END, lowered, number.end)
+      number = self.numbers.past_rate(lowered, number, end)
+      begin = self._joins(lowered, after, start, number)
     if begin < 0:
       return None
     end = _end_of(_SENTENCE_END, lowered, number.end)

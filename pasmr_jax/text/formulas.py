@@ -136,6 +136,7 @@ class FormulaReader:
     number = self.numbers.first(lowered, 0, len(lowered))
     power = number is not None and lowered.startswith("^", number.end)  # one that cannot be read
     if number and not (power or computes(lowered) or _BRACKET.search(lowered, 0, number.start)):
+      number = self.numbers.past_rate(lowered, number, len(lowered))
       return value_of(self.end_of_equation(lowered, number, len(lowered)))
     return symbolic.read_words(text)
 

@@ -43,6 +43,9 @@ class Language:
   scale_joints: tuple[str, ...] = ()  # may join two such amounts: Swahili "elfu 5 na mia 2"
   currencies: tuple[str, ...] = ()  # words and codes before or after an amount
   minus_words: tuple[str, ...] = ()  # the sign in words, before its number
+  per_before: tuple[str, ...] = ()  # make a number a rate's: Chinese "每100克25元" says 25
+  per_after: tuple[str, ...] = ()  # the same behind its classifier: Japanese "1人あたり5個" says 5
+  multiples: tuple[str, ...] = ()  # times: Japanese "30分の2倍" is twice 30 minutes, no fraction
   of_words: tuple[str, ...] = ()  # between a share and the whole: "50% of 20"
   units: tuple[str, ...] = ()  # classifiers and short units that follow a number, often glued
 
@@ -218,6 +221,8 @@ _MGSM_LANGUAGES = (
     steps=("ステップ", "段階"),
     currencies=("ドル", "円", "ユーロ", "米ドル"),
     minus_words=("マイナス",),
+    per_after=("あたり", "当たり", "につき"),
+    multiples=("倍",),
     of_words=("の",),
     units=(
       *("個", "つ", "人", "本", "枚", "台", "匹", "冊", "杯", "回", "歳", "年", "月", "日", "時間"),
@@ -369,6 +374,7 @@ _MGSM_LANGUAGES = (
     steps=("步骤", "步驟", "逐步", "步"),
     currencies=("美元", "元", "人民币", "欧元", "块", "塊"),
     minus_words=("负", "負"),
+    per_before=("每",),
     of_words=("的",),
     units=(
       *(
@@ -589,6 +595,8 @@ _FURTHER_LANGUAGES = (
     steps=("단계",),
     currencies=("원", "달러", "유로"),
     minus_words=("마이너스",),
+    per_after=("당",),
+    multiples=("배",),
     of_words=("의", "중"),
     units=(
       "개",

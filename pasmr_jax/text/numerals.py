@@ -132,6 +132,18 @@ class NumberReader:
       if language.inverted_fractions
       else None
     )
+    # 30分の2倍で60分, but not 3分の2倍です, which is the fraction
+    multiples = _any(word_forms(language.multiples))
+    self._multiple = (
+      re.compile(rf"(?:{multiples})[^。.!?\n0-9]{{0,12}}[0-9]") if multiples else None
+    )
+    of = _any(word_forms(language.of_words))
+    classifier = rf"[ ]?(?:(?!{of})[^\W\d_]){{0,8}}?[ ]?"
+    per_before, per_after = word_forms(language.per_before), word_forms(language.per_after)
+    ends = (word + ("" if len(word) > 1 else r"(?![^\W\d_])") for word in per_after)
+    self._per_before = re.compile(rf"(?:{_any(per_before)})[ ]?$") if per_before else None
+    self._per_after = re.compile(rf"{classifier}(?:{'|'.join(ends)})") if per_after else None
+    self._of_after = re.compile(rf"{classifier}(?:{of})[ ]?")
     self.units = word_forms((*language.units, *language.not_scales))
 
   def first(self, text: str, start: int, end: int) -> Number | None:
@@ -150,6 +162,29 @@ class NumberReader:
       read, position = self._read_at(text, found)
       numbers += read
     return numbers
+
+  def past_rate(self, text: str, number: Number, end: int) -> Number:
+    """The number that is meant where `number` only says of how many: 5 in 1人あたり5個.
+
+    Likewise 10 in 5個の2倍で10個; `number` itself if none follows in `text[:end]`.
+    """
+    while self._is_rate(text, number):
+      following = self.first(text, number.end, end)
+      if following is None or following.value == 1 != number.value:
+        return number  # 每3天一次
+      number = following
+    multiple, factor = self._multiple, number
+    while multiple and factor and (of := self._of_after.match(text, factor.end)):
+      factor = self.first(text, of.end(), min(of.end() + 1, end))
+      if factor and multiple.match(text, factor.end):
+        return self.first(text, factor.end, end) or number
+    return number
+
+  def _is_rate(self, text: str, number: Number) -> bool:
+    before, after = self._per_before, self._per_after
+    if before and before.search(text, max(0, number.start - 8), number.start):
+      return True
+    return after is not None and after.match(text, number.end) is not None
 
   def _read_at(self, text: str, found: re.Match[str]) -> tuple[list[Number], int]:
     """Numbers at a place where one may begin, and where to look for the next."""
@@ -259,7 +294,7 @@ class NumberReader:
     value, start, end = number.value, number.start, number.end
     if self._inverted and value and (match := self._inverted.match(text, end)):
       numerator, after = self._plain_at(text, match.end())
-      if numerator is not None:
+      if numerator is not None and not (self._multiple and self._multiple.match(text, after)):
         value, end = numerator / value, after
     value, start, end = self._scaled(text, value, start, end)
     start, negative = self._sign(text, start)
