@@ -60,7 +60,7 @@ _OPERATOR_AFTER = re.compile(
   r"|х(?=\s?[0-9]))"  # a Cyrillic x
 )
 _OPERATOR_BEFORE = re.compile(r"(?:[-+*/^_×÷·=<>≤≥±√(\[{]|\\[A-Za-z]+)\s?$")
-_OPERATION = re.compile(rf"[-+*/^_×÷·=<>≤≥±√(\[]|(?:^|[0-9])\s?[xх]\s?[{MONEY}]?[0-9]|{_DASH}")
+_OPERATION = re.compile(rf"[-+*/^_×÷·=<>≤≥±√(\[]|^\s?[xх]\s?[{MONEY}]?[0-9]|{_DASH}")
 _HAS_MATHEMATICS = re.compile(r"[0-9\\^=+*/√π]")
 _BOX = re.compile(r"\s{0,3}\{")
 _BRACE = re.compile(r"[{}]")

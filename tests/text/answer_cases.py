@@ -143,6 +143,7 @@ RULE_CASES: tuple[tuple[str, str, str, str, str], ...] = (
   ("ru", "#### 1,5 х 10^6", "1500000", "hash", "in scientific notation"),
   ("ru", "#### 5 хомяков", "5", "hash", "but not in a word"),
   ("en", "Answer: 5 x 3", "15", "phrase", "a product after a label"),
+  ("en", "Answer: 5 bags of 3x4 bars.", "4", "last_number", "but not in a sentence after it"),
   ("en", "#### 4 + 5 = 9 and 9 * 2 = 18", "18", "hash", "the last of two equations"),
   ("en", "#### x = 1 and x = 2", "{1, 2}", "hash", "but both solutions"),
   ("en", "#### 4 + 5 = 9 and 3 more", "9", "hash", "and no other number"),
