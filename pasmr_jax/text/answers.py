@@ -19,7 +19,7 @@ from pasmr_jax.text.characters import normalise, word_forms
 from pasmr_jax.text.formulas import FormulaReader, Value, computes, math_spans, value_of
 from pasmr_jax.text.languages import LANGUAGES
 from pasmr_jax.text.languages import language as language_table
-from pasmr_jax.text.numerals import number_reader
+from pasmr_jax.text.numerals import MONEY, number_reader
 from pasmr_jax.text.separators import Number
 from pasmr_jax.text.symbolic import WORDS
 
@@ -54,12 +54,13 @@ _HAS_DIGIT = re.compile(r"[0-9]")
 _SENTENCE_END = re.compile(r"[!?！？。।॥؟۔።;\n]|\.(?=\s+\S|$)")
 _CLAUSE_END = re.compile(r"[!?！？。।॥؟۔።;\n,、，(]|\.(?=\s+\S|$)")
 _ABBREVIATION = re.compile(rf"(?<!{_LETTER}){_LETTER}{{1,6}}\.$")
-_DASH = r"–(?=\\?\$?[0-9])"  # of a range or a difference: 10–12, $10–$12
+_DASH = rf"–(?=\\?[{MONEY}]?[0-9])"  # of a range or a difference: 10–12, $10–$12
 _OPERATOR_AFTER = re.compile(
-  rf"{_DASH}|\s?(?:[-+*/^_×÷·=<>≤≥±√(\[]|\\(?![$%,; )\]]|text|mathrm|mbox)|[a-zπ](?![^\W\d_]))"
+  rf"{_DASH}|\s?(?:[-+*/^_×÷·=<>≤≥±√(\[]|\\(?![$%,; )\]]|text|mathrm|mbox)|[a-zπ](?![^\W\d_])"
+  r"|х(?=\s?[0-9]))"  # a Cyrillic x
 )
 _OPERATOR_BEFORE = re.compile(r"(?:[-+*/^_×÷·=<>≤≥±√(\[{]|\\[A-Za-z]+)\s?$")
-_OPERATION = re.compile(r"[-+*/^_×÷·=<>≤≥±√(\[]|" + _DASH)
+_OPERATION = re.compile(rf"[-+*/^_×÷·=<>≤≥±√(\[]|^\s?[xх]\s?[{MONEY}]?[0-9]|{_DASH}")
 _HAS_MATHEMATICS = re.compile(r"[0-9\\^=+*/√π]")
 _BOX = re.compile(r"\s{0,3}\{")
 _BRACE = re.compile(r"[{}]")
@@ -186,6 +187,7 @@ class _Reader:
     numbered = not gap.strip("$*_ ") and _LIST_ITEM.match(lowered, number.end)
     if numbered and _HAS_LETTER.search(lowered, number.end, end):
       return None
+    number = self.numbers.past_rate(lowered, number, end)
     return self._stated(window, lowered, begin, end, number)
 
   def _phrase(self, window: str, place: int, after: int) -> _Reading | None:
@@ -220,7 +222,9 @@ class _Reader:
         return None
       begin = after
     else:
-      begin = self._joins(lowered, after, number.start, number)
+      start, end = number.start, _end_of(_SENTENCE_END, lowered, number.end)
+      number = self.numbers.past_rate(lowered, number, end)
+      begin = self._joins(lowered, after, start, number)
     if begin < 0:
       return None
     end = _end_of(_SENTENCE_END, lowered, number.end)

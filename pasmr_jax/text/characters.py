@@ -18,6 +18,10 @@ _SAME = {
   **dict.fromkeys(map(ord, "\u22c5\u2219\u2022"), "·"),
   0x3000: " ",
   0xFE69: "$",
+  0xFFE0: "¢",
+  0xFFE1: "£",
+  0xFFE5: "¥",
+  0xFFE6: "₩",
   0x2236: ":",
   0x0130: "I",  # the one letter whose lower case has two characters
 }

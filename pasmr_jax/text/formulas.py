@@ -9,8 +9,9 @@ import re
 from fractions import Fraction
 
 from pasmr_jax.text import symbolic
-from pasmr_jax.text.characters import normalise
-from pasmr_jax.text.numerals import NumberReader
+from pasmr_jax.text.characters import normalise, word_forms
+from pasmr_jax.text.languages import LANGUAGES
+from pasmr_jax.text.numerals import MONEY, NumberReader
 from pasmr_jax.text.separators import Number, plain_runs
 from pasmr_jax.text.symbolic import Symbolic
 
@@ -27,9 +28,11 @@ _MATH_SPAN = re.compile(
 _MATH_MACRO = re.compile(
   r"\\(?!(?:text|mathrm|mathbf|textbf|boldsymbol|bm|mbox|left|right)(?![a-z]))[A-Za-z]+"
 )
-_LATEX_SPACING = re.compile(r"\\(?:left|right|displaystyle)(?![A-Za-z])|\\[!> ]")
+_LATEX_SPACING = re.compile(  # the \! of 70,\!000 is of the number
+  r"\\(?:left|right|displaystyle)(?![A-Za-z])|\\[> ]|(?<![0-9],)\\!|\\!(?![0-9]{3}(?![0-9]))"
+)
 _BOLD = re.compile(r"\\(?:mathbf|textbf|boldsymbol|bm)\s?\{([^{}]{0,200})\}")
-_TEXT = re.compile(r"\\(?:mathrm|text|mbox)\s?\{([^{}]{0,200})\}")
+_TEXT = re.compile(r"(?:[\s~]|\\[,;: ]){0,8}\\(?:mathrm|text|mbox)\s?\{[\s~]*([^{}]{0,200})\}\s?")
 _LETTER = r"[^\W\d_]"
 _UNIT_WORDS = (  # up to six words, with the punctuation and exponents that units have
   # Nothing is given back (++, *+): a long word could be cut into six in millions of ways. An
@@ -40,14 +43,18 @@ _UNIT_WORDS = (  # up to six words, with the punctuation and exponents that unit
 _UNIT = re.compile(_UNIT_WORDS)
 _EQUALS = re.compile(r"(?<![<>!])=|≈|\\approx(?![A-Za-z])")
 _BRACKET = re.compile(r"[(\[\]|]")
-_TIMES = re.compile(r"(?<=[0-9])\s?[xX]\s?(?=[0-9])")  # 4 x 5 and 4x5, not 4x
+_TIMES = re.compile(r"(?<=[0-9])\s?[xXхХ]\s?(?=[0-9])")  # 4 x 5 and 4x5, not 4x; also Cyrillic
+_MONEY_SIGN = re.compile(f"(?<![0-9])[{MONEY[1:]}]|[{MONEY[1:]}](?![0-9])")  # but of 5€50
 _AMOUNT = r"\\?\$?([0-9](?:[.,]?[0-9])*)"
 _RANGE = re.compile(rf"{_AMOUNT}(?:-|–|\s–\s){_AMOUNT}{_UNIT_WORDS}")
 _FUNCTION_WORDS = frozenset(("pi", "sqrt", "sin", "cos", "tan", "log", "ln"))
 _OPERATION = re.compile(r"[-+*/^_×÷·=<>≤≥±√(\[]")
-_CHAIN_GAP = re.compile(
-  r"[^.,;:!?\n=]{0,30}?(?P<mark>[-–+*/×÷·=≈]|(?<![^\W\d_])x|\\times|\\cdot|\\div)[\s$({*\\]*"
-)
+_WORD = rf"(?:{_LETTER}|[\u0900-\u0eff])++\s?"
+_WORD_BEFORE = re.compile(rf"(?<!{_LETTER}){_WORD}$")
+# Swahili "2 x 5 = mayai 10"
+_LAST_SIDE = re.compile(rf"[^.,;:!?\n=]{{0,30}}=\s?(?:{_WORD}){{1,2}}+")
+_PERCENT = re.compile(r"\s?[%٪]")
+_DECIMAL = re.compile("[.,٫]")
 
 
 def math_spans(text: str, begin: int = 0) -> list[tuple[int, int, str]]:
@@ -68,10 +75,21 @@ class FormulaReader:
 
   def __init__(self, numbers: NumberReader):
     self.numbers = numbers
+    money = "|".join(map(re.escape, word_forms(tuple(numbers.currency_words))))
+    # Between two numbers of an equation: a unit, an operator, money. Nothing is given back (*+).
+    self._chain_gap = re.compile(
+      r"[^.,;:!?\n=]{0,30}?(?P<mark>[-–+*/×÷·=≈]|(?<![^\W\d_])[xх]|\\times|\\cdot|\\div)"
+      rf"(?:[\s({{*\\]|[a-z]{{0,3}}[{MONEY}]|(?<!{_LETTER})(?:{money})(?!{_LETTER})\.?)*+"
+    )
+    of = word_forms((*numbers.language.of_words, *LANGUAGES["en"].of_words))
+    self._of = re.compile(
+      rf"\s?[%٪]?\s?(?:{'|'.join(map(re.escape, of))})(?:\s{_LETTER}{{1,4}}+)?\s?"
+    )
 
   def expression(self, text: str) -> Value | None:
     """A number with its unit, or a formula; None for anything else. `text` is normalised."""
-    formula = _BOLD.sub(r" \1 ", _LATEX_SPACING.sub(" ", text)).strip(" \t\r\n$*`").rstrip(".。।")
+    formula = _BOLD.sub(r" \1 ", _LATEX_SPACING.sub(" ", _MONEY_SIGN.sub("", text)))
+    formula = _TIMES.sub("*", formula.strip(" \t\r\n$*`").rstrip(".。।"))
     plain = _TEXT.sub(r" \1 ", formula).strip()
     # "x = 5 cm" and "3 + 5 = 8 cm" say their last side; "2x + y = 5" says no 5
     *_, left, side = "", *_EQUALS.split(plain)
@@ -81,9 +99,9 @@ class FormulaReader:
         return value_of(number)
     if (span := self.range(plain)) is not None:
       return span
-    if re.search(r"[0-9][.,'{\\ \u00a0_][0-9,!}]", formula):
+    if re.search(r"[0-9][.,'{\\ \u00a0_][0-9,!}\\]", formula):
       formula = plain_runs(formula, self.numbers.language)
-    value = symbolic.read_expression(_TIMES.sub("*", formula))
+    value = symbolic.read_expression(formula)
     if value == symbolic.IDENTITY and side != plain:
       return self.expression(side)  # 500 g + 200 g = 700 g says 700
     return value
@@ -118,6 +136,7 @@ class FormulaReader:
     number = self.numbers.first(lowered, 0, len(lowered))
     power = number is not None and lowered.startswith("^", number.end)  # one that cannot be read
     if number and not (power or computes(lowered) or _BRACKET.search(lowered, 0, number.start)):
+      number = self.numbers.past_rate(lowered, number, len(lowered))
       return value_of(self.end_of_equation(lowered, number, len(lowered)))
     return symbolic.read_words(text)
 
@@ -157,14 +176,31 @@ class FormulaReader:
   def end_of_equation(self, lowered: str, number: Number, end: int) -> Number:
     """In "5 + 6 = 11" the number after the last equals sign of the row that `number` opens."""
     found = last = number
-    for following in self.numbers.read(lowered, number.end, end, limit=24):
-      match = _CHAIN_GAP.fullmatch(lowered, last.end, following.start)
-      if match is None:
+    calculated = False
+    unit = _WORD_BEFORE.search(lowered, max(0, number.start - 24), number.start)
+    row = self.numbers.read(lowered, number.end, end, limit=24)
+    for following in row:
+      gap = lowered[last.end : following.start]
+      if unit is not None:  # Swahili "mayai 10 + mayai 5"
+        gap = gap.removesuffix(unit.group())
+      if match := self._chain_gap.fullmatch(gap):
+        equals = match["mark"] in "=≈"
+      elif self._of.fullmatch(gap) and (_is_share(lowered, last) or _is_share(lowered, following)):
+        equals = False  # 50% of 20, 20的50%
+      elif calculated and following is row[-1] and _LAST_SIDE.fullmatch(gap):
+        equals = True
+      else:
         break
-      if match["mark"] in "=≈":
-        found = following
-      last = following
+      calculated = calculated or not equals
+      found, last = following if equals else found, following
     return found
+
+
+def _is_share(lowered: str, number: Number) -> bool:
+  """Is `number` a fraction or in per cent, rather than whole or decimal?"""
+  decimal = _DECIMAL.search(lowered, number.start, number.end)
+  fraction = number.value.denominator != 1 and decimal is None
+  return fraction or _PERCENT.match(lowered, number.end) is not None
 
 
 def value_of(number: Number) -> Value:

@@ -43,10 +43,15 @@ class Language:
   scale_joints: tuple[str, ...] = ()  # may join two such amounts: Swahili "elfu 5 na mia 2"
   currencies: tuple[str, ...] = ()  # words and codes before or after an amount
   minus_words: tuple[str, ...] = ()  # the sign in words, before its number
+  per_before: tuple[str, ...] = ()  # make a number a rate's: Chinese "每100克25元" says 25
+  per_after: tuple[str, ...] = ()  # the same behind its classifier: Japanese "1人あたり5個" says 5
+  multiples: tuple[str, ...] = ()  # times: Japanese "30分の2倍" is twice 30 minutes, no fraction
+  of_words: tuple[str, ...] = ()  # between a share and the whole: "50% of 20"
   units: tuple[str, ...] = ()  # classifiers and short units that follow a number, often glued
 
   numeral_digits: tuple[tuple[str, int], ...] = ()  # characters for 0..9: CJK numerals
   numeral_scales: tuple[tuple[str, int], ...] = ()  # characters for 10, 100, ..., 10**12
+  not_scales: tuple[str, ...] = ()  # longer words that begin like a scale: Chinese "千克" is a unit
   # "denominator X numerator": Chinese "3分之2" is 2/3
   inverted_fractions: tuple[str, ...] = ()
   elliptic_numerals: bool = False  # a last digit counts tenths of the scale before: 一万五 = 15000
@@ -73,6 +78,13 @@ _HAN_SCALES = (
   ("兆", 10**12),
 )
 
+# Kilo, mega and hecto, per cent; 千元 and 千人 are thousands.
+_HAN_NOT_SCALES = (
+  *("千克", "千米", "千卡", "千瓦", "千焦", "千帕", "千伏", "千赫", "千字节", "千比特", "千升"),
+  *("兆瓦", "兆焦", "兆帕", "兆欧", "兆赫", "兆字节", "兆比特", "百帕", "百分点", "百分比"),
+  *("百分點", "百合", "十字架"),
+)
+
 _MGSM_LANGUAGES = (
   Language(
     code="bn",
@@ -95,6 +107,7 @@ _MGSM_LANGUAGES = (
     ),
     currencies=("টাকা", "ডলার", "মার্কিন ডলার"),
     minus_words=("মাইনাস", "ঋণাত্মক"),
+    of_words=("এর", "র"),
     units=("টি", "টা", "টে", "জন", "খানা", "কেজি", "মিটার"),
   ),
   Language(
@@ -120,6 +133,7 @@ _MGSM_LANGUAGES = (
     ),
     currencies=("euro", "dollar", "us-dollar", "eur", "usd", "chf", "franken"),
     minus_words=("minus",),
+    of_words=("von", "der", "des"),
     units=("m", "g", "l", "h", "s", "t", "km", "kg", "cm", "stück", "uhr"),
   ),
   Language(
@@ -143,6 +157,7 @@ _MGSM_LANGUAGES = (
     ),
     currencies=("usd", "eur", "gbp", "inr", "us", "rs", "dollars", "euros", "pounds"),
     minus_words=("minus", "negative"),
+    of_words=("of",),
     units=("m", "g", "l", "h", "s", "t", "km", "kg", "cm", "ft", "lb", "lbs", "mph"),
   ),
   Language(
@@ -167,6 +182,7 @@ _MGSM_LANGUAGES = (
     ),
     currencies=("euros", "euro", "dólares", "dólar", "pesos", "usd", "eur"),
     minus_words=("menos",),
+    of_words=("de", "del"),
     units=("m", "g", "l", "h", "s", "t", "km", "kg", "cm"),
   ),
   Language(
@@ -190,6 +206,7 @@ _MGSM_LANGUAGES = (
     ),
     currencies=("euros", "euro", "dollars", "dollar", "usd", "eur"),
     minus_words=("moins",),
+    of_words=("de", "des", "du"),
     units=("m", "g", "l", "h", "s", "t", "km", "kg", "cm"),
   ),
   Language(
@@ -204,6 +221,9 @@ _MGSM_LANGUAGES = (
     steps=("ステップ", "段階"),
     currencies=("ドル", "円", "ユーロ", "米ドル"),
     minus_words=("マイナス",),
+    per_after=("あたり", "当たり", "につき"),
+    multiples=("倍",),
+    of_words=("の",),
     units=(
       *("個", "つ", "人", "本", "枚", "台", "匹", "冊", "杯", "回", "歳", "年", "月", "日", "時間"),
       *(
@@ -225,6 +245,7 @@ _MGSM_LANGUAGES = (
     ),
     numeral_digits=_HAN_DIGITS,
     numeral_scales=_HAN_SCALES,
+    not_scales=(*_HAN_NOT_SCALES, "万年筆", "万歩計", "千羽鶴", "百貨店", "百科事典"),
     inverted_fractions=("分の",),
   ),
   Language(
@@ -257,6 +278,7 @@ _MGSM_LANGUAGES = (
     ),
     currencies=("руб", "рублей", "рубля", "рубль", "долларов", "доллара", "доллар", "евро"),
     minus_words=("минус",),
+    of_words=("от", "из"),
     units=("м", "г", "л", "ч", "с", "т", "км", "кг", "см", "шт", "р"),
   ),
   Language(
@@ -279,6 +301,7 @@ _MGSM_LANGUAGES = (
     scale_joints=("na",),
     currencies=("dola", "shilingi", "ksh", "tsh", "sh", "tzs", "kes", "euro"),
     minus_words=("hasi",),
+    of_words=("ya", "za", "wa"),
     units=("m", "g", "l", "h", "s", "t", "km", "kg", "cm"),
   ),
   Language(
@@ -310,6 +333,7 @@ _MGSM_LANGUAGES = (
     ),
     currencies=("రూపాయలు", "రూ", "డాలర్లు", "డాలర్ల"),
     minus_words=("మైనస్",),
+    of_words=("లో", "యొక్క"),
     units=("మంది", "కిలోలు", "మీటర్లు"),
   ),
   Language(
@@ -332,8 +356,10 @@ _MGSM_LANGUAGES = (
       ("ร้อยล้าน", 10**8),
       ("ล้านล้าน", 10**12),
     ),
+    not_scales=("พันธ", "ร้อยละ"),
     currencies=("บาท", "ดอลลาร์", "ดอลลาร์สหรัฐ", "ยูโร"),
     minus_words=("ลบ",),
+    of_words=("ของ",),
     units=("คน", "ชิ้น", "อัน", "ลูก", "ตัว", "เล่ม", "คัน", "เครื่อง", "ใบ", "แท่ง", "กิโลกรัม", "เมตร"),
   ),
   Language(
@@ -348,6 +374,8 @@ _MGSM_LANGUAGES = (
     steps=("步骤", "步驟", "逐步", "步"),
     currencies=("美元", "元", "人民币", "欧元", "块", "塊"),
     minus_words=("负", "負"),
+    per_before=("每",),
+    of_words=("的",),
     units=(
       *(
         "个",
@@ -422,6 +450,7 @@ _MGSM_LANGUAGES = (
     ),
     numeral_digits=(*_HAN_DIGITS, ("两", 2), ("兩", 2)),
     numeral_scales=_HAN_SCALES,
+    not_scales=(*_HAN_NOT_SCALES, "百吉饼", "百事可乐", "百香果", "千纸鹤", "千层", "万圣节"),
     inverted_fractions=("分之",),
     elliptic_numerals=True,
   ),
@@ -456,6 +485,7 @@ _FURTHER_LANGUAGES = (
     ),
     currencies=("دولار", "دولارا", "دولارات", "ريال", "درهم", "جنيه", "يورو"),
     minus_words=("سالب",),
+    of_words=("من",),
     units=("م", "كم", "كجم", "سم"),
   ),
   Language(
@@ -476,6 +506,7 @@ _FURTHER_LANGUAGES = (
     ),
     currencies=("دلار", "تومان", "ریال", "یورو"),
     minus_words=("منفی",),
+    of_words=("از",),
     units=("م", "تا", "عدد", "نفر"),
   ),
   Language(
@@ -501,6 +532,7 @@ _FURTHER_LANGUAGES = (
     ),
     currencies=("रुपये", "रुपए", "रु", "डॉलर"),
     minus_words=("माइनस", "ऋणात्मक"),  # "ऋण" alone is a loan as well
+    of_words=("का", "के", "की"),
     units=("किलो", "मीटर", "मी"),
   ),
   Language(
@@ -524,6 +556,7 @@ _FURTHER_LANGUAGES = (
     ),
     currencies=("روپے", "ڈالر"),
     minus_words=("منفی",),
+    of_words=("کا", "کے", "کی"),
     units=("کلو", "میٹر"),
   ),
   Language(
@@ -547,6 +580,7 @@ _FURTHER_LANGUAGES = (
     ),
     currencies=("ரூபாய்", "ரூ", "டாலர்", "டாலர்கள்"),
     minus_words=("மைனஸ்",),
+    of_words=("இல்",),
     units=("கிலோ", "மீட்டர்"),
   ),
   Language(
@@ -561,6 +595,9 @@ _FURTHER_LANGUAGES = (
     steps=("단계",),
     currencies=("원", "달러", "유로"),
     minus_words=("마이너스",),
+    per_after=("당",),
+    multiples=("배",),
+    of_words=("의", "중"),
     units=(
       "개",
       "명",
@@ -585,6 +622,10 @@ _FURTHER_LANGUAGES = (
       ("억", 10**8),
       ("조", 10**12),
     ),
+    not_scales=(
+      *("조각", "조개", "조끼", "조명", "조합", "조약돌", "조랑말", "만큼", "만두", "만화"),
+      *("만년필", "백합", "백팩", "백조", "백분율", "십자가"),
+    ),
     inverted_fractions=("분의",),
   ),
   Language(
@@ -607,6 +648,7 @@ _FURTHER_LANGUAGES = (
     ),
     currencies=("đồng", "đô la", "đô-la", "usd", "vnd", "đ"),
     minus_words=("âm",),
+    of_words=("của",),
     units=("m", "g", "l", "h", "s", "t", "km", "kg", "cm"),
   ),
   Language(
@@ -629,6 +671,7 @@ _FURTHER_LANGUAGES = (
     ),
     currencies=("rp", "idr", "rupiah", "dolar", "usd"),
     minus_words=("minus", "negatif"),
+    of_words=("dari",),
     units=("m", "g", "l", "j", "t", "km", "kg", "cm", "buah"),
   ),
   Language(
@@ -655,6 +698,7 @@ _FURTHER_LANGUAGES = (
     ),
     currencies=("reais", "real", "euros", "dólares", "dólar", "brl", "usd"),
     minus_words=("menos",),
+    of_words=("de", "do", "da", "dos", "das"),
     units=("m", "g", "l", "h", "s", "t", "km", "kg", "cm"),
   ),
   Language(
@@ -679,6 +723,7 @@ _FURTHER_LANGUAGES = (
     ),
     currencies=("euro", "dollari", "dollaro", "eur", "usd"),
     minus_words=("meno",),
+    of_words=("di", "del", "dei", "delle"),
     units=("m", "g", "l", "h", "s", "t", "km", "kg", "cm"),
   ),
   Language(
@@ -731,6 +776,7 @@ _FURTHER_LANGUAGES = (
     ),
     currencies=("zł", "złotych", "złote", "pln", "dolarów", "dolary", "euro"),
     minus_words=("minus",),
+    of_words=("z", "ze", "od"),
     units=("m", "g", "l", "h", "s", "t", "km", "kg", "cm", "szt"),
   ),
   Language(
@@ -764,6 +810,7 @@ _FURTHER_LANGUAGES = (
     ),
     currencies=("грн", "гривень", "гривні", "доларів", "долари", "євро"),
     minus_words=("мінус",),
+    of_words=("від", "з", "із"),
     units=("м", "г", "л", "с", "т", "км", "кг", "см", "шт"),
   ),
   Language(
@@ -800,6 +847,7 @@ _FURTHER_LANGUAGES = (
     scale_before=True,
     scale_joints=("da",),
     currencies=("naira", "dala", "ngn"),
+    of_words=("na",),
     units=("m", "g", "l", "km", "kg", "cm"),
   ),
   Language(
@@ -817,6 +865,7 @@ _FURTHER_LANGUAGES = (
     ),
     scale_before=True,
     currencies=("náírà", "naira", "dọ́là", "dola", "ngn"),
+    of_words=("ti",),
     units=("m", "g", "l", "km", "kg", "cm"),
   ),
   Language(
@@ -835,6 +884,7 @@ _FURTHER_LANGUAGES = (
     ),
     scale_before=True,
     currencies=("amarandi", "rand", "amadola", "zar", "r"),
+    of_words=("ka",),
     units=("m", "g", "l", "km", "kg", "cm"),
   ),
 )

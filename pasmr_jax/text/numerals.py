@@ -41,17 +41,18 @@ _MIXED_VULGAR = re.compile(rf"[ \u00a0]?({_VULGAR_CLASS})")
 _MIXED_LATEX = re.compile(r"\s?(?=\\[dtc]?frac)")
 _E_NOTATION = re.compile(r"e([+-]?[0-9]{1,99})(?!\w|\.[0-9])")
 _TIMES_TEN = re.compile(
-  r"\s?(?:×|x|\*|·|\\times|\\cdot)\s?10(?:\s?\^\s?(?:\{\s?([+-]?[0-9]{1,99})\s?\}|([+-]?[0-9]{1,99}))"
+  r"\s?(?:×|[xх]|\*|·|\\times|\\cdot)\s?10(?:\s?\^\s?(?:\{\s?([+-]?[0-9]{1,99})\s?\}|([+-]?[0-9]{1,99}))"
   r"|([⁺-]?[⁰¹²³⁴⁵⁶⁷⁸⁹]{1,6}))"
 )
 _POWER = re.compile(r"\s?\^\s?(?:\{\s?([+-]?[0-9]{1,99})\s?\}|([0-9]{1,99}))|([⁰¹²³⁴⁵⁶⁷⁸⁹]{1,6})")
 _CLOCK = re.compile(r":([0-9]{1,4}(?::[0-9]{1,4}){0,4})(?![0-9:])")
 _EXPONENT_BEFORE = re.compile(r"(?:\^|[^\W_]_|[})\]]_)[\s{]{0,2}[-+]?$")
-_MONEY = ".$¢£¤¥֏؋৲৳৻૱௹฿៛﷼" + "".join(map(chr, range(0x20A0, 0x20D0)))  # "." ends "Rs."
-_SYMBOL = rf"(?:\\?\$|[{_MONEY[1:]}])"
+MONEY = "$¢£¤¥֏؋৲৳৻૱௹฿៛﷼" + "".join(map(chr, range(0x20A0, 0x20D0)))
+_SYMBOL = rf"(?:\\?\$|[{MONEY}])"
 _SIGN_BEFORE = "-–"
+_TEXT_OPENS = r"(?:\\[,;:! ]|~)?\\(?:text|mathrm|mbox)\s?\{[\s~]?"
 # What may follow a number, after a space at most, and make it another one.
-_EXTENDING = frozenset("/^e×x*·:\\0123456789⁰¹²³⁴⁵⁶⁷⁸⁹") | frozenset(_VULGAR)
+_EXTENDING = frozenset("/^e×xх*·:\\0123456789⁰¹²³⁴⁵⁶⁷⁸⁹") | frozenset(_VULGAR)
 
 
 def _power(base: Fraction, exponent: int) -> Fraction | None:
@@ -77,9 +78,13 @@ class NumberReader:
     own = word_forms(tuple(word for word, _ in language.scale_words))
     # A word ends where no letter or vowel sign follows, except in scripts that do not space words.
     scale = rf"(?:{_any(word_forms(tuple(scales)))})(?![^\W\d_]|[\u0900-\u0dff])"
+    others = word_forms(language.not_scales)
+    no_other = f"(?!{_any(others)})" if others else ""
     if own and not language.spaced:
-      scale = f"(?:{_any(own)})|{scale}"
-    self._scale = re.compile(rf"[ \u00a0~-]?(?:\\text\s?\{{\s?)?({scale})")
+      scale = f"{no_other}(?:{_any(own)})|{scale}"
+    self._scale = re.compile(
+      rf"[ \u00a0~-]?(?P<braced>{_TEXT_OPENS})?(?P<word>{scale})(?(braced)(?:\s?\}})?)"
+    )
     self._scale_before = None
     if language.scale_before:
       self._scale_before = re.compile(rf"(?<!\w)({_any(own)})[ \u00a0]+$")
@@ -101,7 +106,7 @@ class NumberReader:
     )
     # last characters of currencies and signs: without one of them there is no sign to look for
     self._before_amount = frozenset(word[-1] for word in (*currencies, *minus)) | frozenset(
-      _MONEY + _SIGN_BEFORE
+      f".{MONEY}{_SIGN_BEFORE}"  # a full stop ends "Rs."
     )
     self._currency_before = re.compile(
       rf"(?:[a-z]{{0,3}}{_SYMBOL}|(?<![^\W\d_])(?:{_any(currencies)})\.?)[ \u00a0]?$"
@@ -111,19 +116,35 @@ class NumberReader:
     numerals = re.escape("".join((*self._numeral_values, *self._numeral_scales)))
     begin = rf"[0-9]|(?<![\w.,\\])[.,٫](?=[0-9])|{_VULGAR_CLASS}|\\[dtc]?frac"
     # Korean writes scales between digits only; alone its syllables are parts of words.
-    self._begin = re.compile(f"{begin}|[{numerals}]" if language.numeral_digits else begin)
+    numeral = f"{no_other}[{numerals}]"
+    self._begin = re.compile(f"{begin}|{numeral}" if language.numeral_digits else begin)
     decimal = "[0-9]+(?:[.,][0-9]+)*"
     self._numerals = re.compile(
-      rf"(?:{decimal}|[{numerals}])(?:[ \u00a0]?{decimal}|[ ]?[{numerals}])*"
-      if numerals
-      else "(?!)"
+      rf"(?:{decimal}|{numeral})(?:[ \u00a0]?{decimal}|[ ]?{numeral})*" if numerals else "(?!)"
+    )
+    scales = re.escape("".join(self._numeral_scales))
+    self._numeral_scale = re.compile(f"[ ]?{no_other}[{scales}]") if scales else None
+    self._braced_scale = (  # 3\text{万元}
+      re.compile(rf"[ ]?{_TEXT_OPENS}((?:{no_other}[{scales}])+)(?:\s?\}})?") if scales else None
     )
     self._inverted = (
       re.compile(rf"[ \u00a0]?(?:{_any(language.inverted_fractions)})[ \u00a0]?")
       if language.inverted_fractions
       else None
     )
-    self.units = word_forms(language.units)
+    # 30分の2倍で60分, but not 3分の2倍です, which is the fraction
+    multiples = _any(word_forms(language.multiples))
+    self._multiple = (
+      re.compile(rf"(?:{multiples})[^。.!?\n0-9]{{0,12}}[0-9]") if multiples else None
+    )
+    of = _any(word_forms(language.of_words))
+    classifier = rf"[ ]?(?:(?!{of})[^\W\d_]){{0,8}}?[ ]?"
+    per_before, per_after = word_forms(language.per_before), word_forms(language.per_after)
+    ends = (word + ("" if len(word) > 1 else r"(?![^\W\d_])") for word in per_after)
+    self._per_before = re.compile(rf"(?:{_any(per_before)})[ ]?$") if per_before else None
+    self._per_after = re.compile(rf"{classifier}(?:{'|'.join(ends)})") if per_after else None
+    self._of_after = re.compile(rf"{classifier}(?:{of})[ ]?")
+    self.units = word_forms((*language.units, *language.not_scales))
 
   def first(self, text: str, start: int, end: int) -> Number | None:
     """The first number that begins in `text[start:end]`; `text` is normalised and lower case."""
@@ -141,6 +162,29 @@ class NumberReader:
       read, position = self._read_at(text, found)
       numbers += read
     return numbers
+
+  def past_rate(self, text: str, number: Number, end: int) -> Number:
+    """The number that is meant where `number` only says of how many: 5 in 1人あたり5個.
+
+    Likewise 10 in 5個の2倍で10個; `number` itself if none follows in `text[:end]`.
+    """
+    while self._is_rate(text, number):
+      following = self.first(text, number.end, end)
+      if following is None or following.value == 1 != number.value:
+        return number  # 每3天一次
+      number = following
+    multiple, factor = self._multiple, number
+    while multiple and factor and (of := self._of_after.match(text, factor.end)):
+      factor = self.first(text, of.end(), min(of.end() + 1, end))
+      if factor and multiple.match(text, factor.end):
+        return self.first(text, factor.end, end) or number
+    return number
+
+  def _is_rate(self, text: str, number: Number) -> bool:
+    before, after = self._per_before, self._per_after
+    if before and before.search(text, max(0, number.start - 8), number.start):
+      return True
+    return after is not None and after.match(text, number.end) is not None
 
   def _read_at(self, text: str, found: re.Match[str]) -> tuple[list[Number], int]:
     """Numbers at a place where one may begin, and where to look for the next."""
@@ -167,7 +211,7 @@ class NumberReader:
     assert run is not None
     if not self._stands_alone(text, start):
       return [], run.end()
-    if self._numeral_scales and _next_visible(text, run.end()) in self._numeral_scales:
+    if self._numeral_scale and self._numeral_scale.match(text, run.end()):
       read, end = self._read_numerals(text, start)
       if read:
         return read, end
@@ -195,7 +239,7 @@ class NumberReader:
     while word_start > 0 and start - word_start < 8 and text[word_start - 1].islower():
       word_start -= 1
     word = text[word_start:start]
-    if word == "x" and text[:word_start].rstrip(" ")[-1:].isdigit():
+    if word in ("x", "х") and text[:word_start].rstrip(" ")[-1:].isdigit():
       return True
     return word in self.currency_words
 
@@ -212,7 +256,7 @@ class NumberReader:
     whole = value.denominator == 1
     if following == "e" and (match := _E_NOTATION.match(text, end)):
       return _times_ten(number, int(match[1]), match.end())
-    if following in " \u00a0×x*·\\" and (match := _TIMES_TEN.match(text, end)):
+    if following in " \u00a0×xх*·\\" and (match := _TIMES_TEN.match(text, end)):
       exponent = match[1] or match[2] or match[3].translate(_SUPERSCRIPTS)
       return _times_ten(number, int(exponent), match.end())
     if whole and (match := _MIXED_VULGAR.match(text, end)):
@@ -250,7 +294,7 @@ class NumberReader:
     value, start, end = number.value, number.start, number.end
     if self._inverted and value and (match := self._inverted.match(text, end)):
       numerator, after = self._plain_at(text, match.end())
-      if numerator is not None:
+      if numerator is not None and not (self._multiple and self._multiple.match(text, after)):
         value, end = numerator / value, after
     value, start, end = self._scaled(text, value, start, end)
     start, negative = self._sign(text, start)
@@ -272,10 +316,15 @@ class NumberReader:
         value, end, scale = value + part, match.end(), self._scales[match[1]]
       return value, start, end
     following = text[end : end + 1]
-    if following in " \u00a0~-\\":
+    if following in " \u00a0~-":
       following = text[end + 1 : end + 2]
-    if following.isalpha() and (match := self._scale.match(text, end)):
-      scale = self._scales[match[1]]
+    if following == "\\" and self._braced_scale:
+      match = self._braced_scale.match(text, end)
+      scale = self._numeral_value(match[1]) if match else None
+      if match and scale:
+        return value * scale, start, match.end()
+    if (following == "\\" or following.isalpha()) and (match := self._scale.match(text, end)):
+      scale = self._scales[match["word"]]
       value, end = value * scale, match.end()
       following = self._begin.match(text, end + 1) if text[end : end + 1] in " \u00a0" else None
       if following is not None and following.group().isdigit():
@@ -302,9 +351,9 @@ class NumberReader:
     if run is None or not run.group().isdigit() or run.end() - run.start() > 12:
       return None, 0
     match = self._scale.match(text, run.end())
-    if match is None or int(run.group()) * self._scales[match[1]] >= scale:
+    if match is None or int(run.group()) * self._scales[match["word"]] >= scale:
       return None, 0
-    return Fraction(int(run.group()) * self._scales[match[1]]), match.end()
+    return Fraction(int(run.group()) * self._scales[match["word"]]), match.end()
 
   def _sign(self, text: str, start: int) -> tuple[int, bool]:
     """Where the number begins with its sign and currency, and whether the sign is a minus.
@@ -445,11 +494,6 @@ def _latex_fraction(text: str, start: int, language: Language) -> Number | None:
     return None
   value = numerator / denominator
   return Number(-value if sign else value, start, match.end())
-
-
-def _next_visible(text: str, position: int) -> str:
-  following = text[position : position + 1]
-  return text[position + 1 : position + 2] if following == " " else following
 
 
 @functools.cache

@@ -136,7 +136,7 @@ def plain_runs(text: str, language: Language) -> str:
       return run.group()
     value = pieces[0].value
     if bracketed and "," in run.group():
-      grouped = _grouped(run.group().split(","), ",", language)
+      grouped = _grouped(run.group().replace("\\!", "").split(","), ",", language)
       if not grouped or "," not in language.thousands_marks:
         return run.group()
     if value.denominator == 1:

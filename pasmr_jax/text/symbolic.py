@@ -285,6 +285,8 @@ _RELATION = re.compile(
   )
 )
 _RELATION_OF = dict(_RELATIONS)
+_LONG_WORD = re.compile(r"[^\W\d_]{2,}")
+_WORD = re.compile(r"\s*[A-Za-z]{2,}\s*")
 _OPEN, _CLOSE = "([{⦃", ")]}⦄"
 _NAME = re.compile(r"\\?[A-Za-z]+(?:_\{?\w+\}?)?(?:\([^()]{0,20}\))?")
 IDENTITY = Symbolic("0 = 0")  # 2x + x = 3x
@@ -314,6 +316,13 @@ def has_symbol(side: str) -> bool:
   return re.search(r"[^\W\d_]", re.sub(r"\\[A-Za-z]+", "", side)) is not None
 
 
+def _refuse_words(parts: list[str]) -> None:
+  """Raises NotUnderstood for "Yes, 18" and "Tom: 18", where a word is no product of letters."""
+  words = any(_WORD.fullmatch(part) and part.strip() not in WORDS for part in parts)
+  if words and any(character.isdigit() for part in parts for character in part):
+    raise NotUnderstood("a word beside a number")
+
+
 def _value(terms: Sum) -> Fraction | Symbolic:
   if set(terms) <= {ONE}:
     return terms.get(ONE, Fraction(0))
@@ -329,6 +338,9 @@ def _read(text: str, depth: int) -> Fraction | Symbolic:
     mark = "∪" if "∪" in text else "∩"
     return Symbolic(f" {mark} ".join(sorted(str(_read(part, depth + 1)) for part in parts)))
   if len(parts := _split(text, ";" if len(_split(text, ";")) > 1 else ",")) > 1:
+    _refuse_words(parts)
+    if all("=" in part and not has_symbol(part) for part in parts):
+      return _read(parts[-1], depth + 1)  # 4 + 5 = 9 and 9 * 2 = 18
     return Symbolic(", ".join(sorted({str(_read(part, depth + 1)) for part in parts})))
   if len(parts := _split(text, "∈")) == 2:
     return _read(parts[1], depth + 1)
@@ -364,6 +376,7 @@ def _read(text: str, depth: int) -> Fraction | Symbolic:
   if text[0] == "⦃" and text[-1] == "⦄":
     return Symbolic("{" + str(_read(text[1:-1], depth + 1)) + "}" if text[1:-1].strip() else "{}")
   if len(parts := _split(text, ":")) > 1:  # a ratio: 1:2 is not 2:4, nor 1:2:3 equal to 1:3:2
+    _refuse_words(parts)
     return Symbolic(":".join(str(_read(part, depth + 1)) for part in parts))
   if text.count("±") == 1:
     both = {str(_read(text.replace("±", sign), depth + 1)) for sign in "+-"}
@@ -373,7 +386,14 @@ def _read(text: str, depth: int) -> Fraction | Symbolic:
 
 def _spelled(match: re.Match[str]) -> str:
   """The content of \\text{...}; a joining word is a comma: \\text{ or }, \\text{ y }."""
-  return " , " if match[1].strip() in _JOINING_WORDS else f" {match[1]} "
+  content = match[1].strip()
+  if content in _JOINING_WORDS:
+    return " , "
+  if match[0].startswith(("\\text", "\\mbox")) and any(
+    word not in WORDS for word in _LONG_WORD.findall(content)
+  ):
+    raise NotUnderstood(f"text {content!r}")
+  return f" {match[1]} "
 
 
 def read_expression(text: str) -> Fraction | Symbolic | None:
@@ -388,12 +408,12 @@ def read_expression(text: str) -> Fraction | Symbolic | None:
   """
   if len(text) > MAX_CHARACTERS:
     return None
-  text = _TEXT.sub(_spelled, _TRAILING_UNIT.sub("", text))
-  if re.fullmatch(r"\s*[A-Za-z]{2,}\s*", text) and text.strip() not in _LETTERS.values():
-    return None  # a word, not a product
-  text = _RELATION.sub(lambda match: _RELATION_OF[match[0]], _DROPPED.sub(" ", text))
-  text = _WORD_SEPARATOR.sub(" , ", text)
   try:
+    text = _TEXT.sub(_spelled, _TRAILING_UNIT.sub("", text))
+    if _WORD.fullmatch(text) and text.strip() not in _LETTERS.values():
+      return None  # a word, not a product
+    text = _RELATION.sub(lambda match: _RELATION_OF[match[0]], _DROPPED.sub(" ", text))
+    text = _WORD_SEPARATOR.sub(" , ", text)
     return _read(text.rstrip(" .。।"), 0)
   except NotUnderstood:
     return None

@@ -14,7 +14,14 @@ from answer_cases import BOX_CASES, NOTHING_CASES, NUMBER_CASES, RULE_CASES
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pasmr_jax.text.answers import MAX_CHARACTERS, RULES, Answer, read_answer, same_answer
+from pasmr_jax.text.answers import (
+  MAX_CHARACTERS,
+  RULES,
+  Answer,
+  read_answer,
+  read_gold,
+  same_answer,
+)
 from pasmr_jax.text.characters import normalise
 from pasmr_jax.text.languages import LANGUAGES, MGSM_CODES, Language
 
@@ -323,6 +330,16 @@ def test_missing_equals_nothing():
   assert not same_answer(None, five)
   assert not same_answer(five, None)
   assert same_answer(five, five)
+
+
+def test_gold_is_read_as_english_writes_it():
+  golds = {"276,000": 276000, r"\boxed{70,\!000}": 70000, r"\boxed{5 \text{ million}}": 5000000}
+  for text, value in golds.items():
+    answer = read_gold(text)
+    assert answer is not None
+    assert answer.value == value
+  assert read_gold(None) is None
+  assert read_gold("5 of \\boxed{") is None
 
 
 def test_values_can_be_counted():

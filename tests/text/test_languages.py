@@ -62,7 +62,7 @@ def test_words_are_lower_case_unique_and_present(table: Language):
   scale_words = [word for word, _ in table.scale_words]
   for words in (
     *(table.answer_words, table.answer_verbs, table.negations, table.steps, scale_words),
-    *(table.currencies, table.minus_words, table.units),
+    *(table.currencies, table.minus_words, table.units, table.not_scales, table.of_words),
   ):
     assert len(set(words)) == len(words)
     assert all(word == word.lower() == word.strip() != "" for word in words)
@@ -72,6 +72,14 @@ def test_words_are_lower_case_unique_and_present(table: Language):
 def test_scales_are_powers_of_ten(table: Language):
   for word, scale in (*table.scale_words, *table.numeral_scales):
     assert str(scale).rstrip("0") == "1", word
+
+
+@tables
+def test_words_that_are_no_scale_begin_like_one(table: Language):
+  scales = [word for word, _ in (*table.scale_words, *table.numeral_scales)]
+  for word in table.not_scales:
+    assert word.startswith(tuple(scales))
+    assert word not in scales
 
 
 @tables
