@@ -5,7 +5,6 @@ Every text that comes from a file goes through `escape` or, in bulk, through `js
 
 import html
 import json
-import re
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -23,11 +22,19 @@ def json_block(name: str, value: Any) -> str:
   that what JSON.parse returns is exactly `value`.
   """
   text = json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
-  text = _UNSAFE.sub(lambda found: f"\\u{ord(found[0]):04x}", text)
+  text = text.translate(_UNSAFE)
   return f'<script type="application/json" id="{name}">{text}</script>'
 
 
-_UNSAFE = re.compile("[<>&\u007f-\u009f\u2028\u2029\ud800-\udfff\ufeff\ufffe\uffff]")
+_UNSAFE = {
+  code: f"\\u{code:04x}"
+  for code in (
+    *map(ord, "<>&"),
+    *range(0x7F, 0xA0),
+    *(0x2028, 0x2029, 0xFEFF, 0xFFFE, 0xFFFF),
+    *range(0xD800, 0xE000),
+  )
+}
 
 
 def nothing(text: str) -> str:
