@@ -8,6 +8,7 @@ import json
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+from pasmr_jax.experiment.reliability.storage import HALVES, json_escapes
 from pasmr_jax.text.languages import LANGUAGES
 
 
@@ -26,15 +27,9 @@ def json_block(name: str, value: Any) -> str:
   return f'<script type="application/json" id="{name}">{text}</script>'
 
 
-_UNSAFE = {
-  code: f"\\u{code:04x}"
-  for code in (
-    *map(ord, "<>&"),
-    *range(0x7F, 0xA0),
-    *(0x2028, 0x2029, 0xFEFF, 0xFFFE, 0xFFFF),
-    *range(0xD800, 0xE000),
-  )
-}
+_UNSAFE = json_escapes(
+  *map(ord, "<>&"), range(0x7F, 0xA0), *(0x2028, 0x2029, 0xFEFF, 0xFFFE, 0xFFFF), HALVES
+)
 
 
 def nothing(text: str) -> str:
