@@ -89,7 +89,9 @@ class _Reader:
     self.numbers = number_reader(code)
     self.formulas = FormulaReader(self.numbers)
     own, english = self.language, LANGUAGES["en"]
-    self.answer_words = word_forms((*own.answer_words, *english.answer_words))
+    # What a statement begins with. Of words that are as far behind, the longest counts.
+    self.rules = {"####": HASH, "\\boxed": BOXED, "\\fbox": BOXED}
+    self.rules |= dict.fromkeys(word_forms((*own.answer_words, *english.answer_words)), PHRASE)
     self.verb = _words(own.answer_verbs, own.spaced, english.answer_verbs)
     self.says = re.compile(rf"[\s*_]*:|{self.verb.pattern}")
     self.negation = _words(own.negations, own.spaced, english.negations)
@@ -123,14 +125,13 @@ class _Reader:
     """Explicit statements from the last to the first: position, rule and marker."""
     # lower() keeps positions: only the dotted capital I grows
     lowered = text.lower() if text.isascii() else text.replace("İ", "I").lower()
-    rules = {"####": HASH, "\\boxed": BOXED, "\\fbox": BOXED}
-    rules |= dict.fromkeys(self.answer_words, PHRASE)
-    places = {marker: lowered.rfind(marker, begin) for marker in rules}
-    places = {marker: place for marker, place in places.items() if place >= 0}
+    places = {
+      marker: place for marker in self.rules if (place := lowered.rfind(marker, begin)) >= 0
+    }
     while places:
       marker = max(places, key=lambda key: (places[key], len(key)))
       place = places[marker]
-      yield place, rules[marker], marker
+      yield place, self.rules[marker], marker
       while marker == "####" and place > begin and lowered[place - 1] == "#":
         place -= 1  # a row of hashes is one marker
       earlier = lowered.rfind(marker, begin, place)

@@ -85,7 +85,7 @@ class NumberReader:
     self._scale = re.compile(
       rf"[ \u00a0~-]?(?P<braced>{_TEXT_OPENS})?(?P<word>{scale})(?(braced)(?:\s?\}})?)"
     )
-    self._scale_before = None
+    self._scale_before, self._scale_names = None, own
     if language.scale_before:
       self._scale_before = re.compile(rf"(?<!\w)({_any(own)})[ \u00a0]+$")
       joints = language.scale_joints
@@ -104,10 +104,8 @@ class NumberReader:
     self._minus_before = re.compile(
       rf"(?:^|[=:({{\[#$*≈][ \u00a0]?|{verb_end})({_any(minus)})[ \u00a0]?$"
     )
-    # last characters of currencies and signs: without one of them there is no sign to look for
-    self._before_amount = frozenset(word[-1] for word in (*currencies, *minus)) | frozenset(
-      f".{MONEY}{_SIGN_BEFORE}"  # a full stop ends "Rs."
-    )
+    # Without one of these before it there is no sign to look for; a full stop ends "Rs."
+    self._before_amount = (*currencies, *minus, *f".{MONEY}{_SIGN_BEFORE}")
     self._currency_before = re.compile(
       rf"(?:[a-z]{{0,3}}{_SYMBOL}|(?<![^\W\d_])(?:{_any(currencies)})\.?)[ \u00a0]?$"
     )
@@ -222,9 +220,8 @@ class NumberReader:
     if extended is None:
       return [], run.end()
     last = self._completed(text, extended)
-    return [*(self._completed(text, piece) for piece in pieces[:-1]), last], max(
-      last.end, run.end()
-    )
+    before = [self._completed(text, piece) for piece in pieces[:-1]] if len(pieces) > 1 else []
+    return [*before, last], max(last.end, run.end())
 
   def _stands_alone(self, text: str, start: int) -> bool:
     """False for the digits of m2, CO2, x_1 and 10^3; true for Rs500, 4x5 and 答えは5."""
@@ -306,7 +303,11 @@ class NumberReader:
 
   def _scaled(self, text: str, value: Fraction, start: int, end: int) -> tuple[Fraction, int, int]:
     """Value and place with the scale words around a number."""
-    if self._scale_before and (match := self._scale_before.search(text, max(0, start - 24), start)):
+    if (
+      self._scale_before
+      and text[max(0, start - 24) : start].rstrip(" \u00a0").endswith(self._scale_names)
+      and (match := self._scale_before.search(text, max(0, start - 24), start))
+    ):
       scale, start = self._scales[match[1]], match.start()
       value *= scale
       while match := self._scale_between.match(text, end):  # "elfu 5 mia 2"
@@ -366,8 +367,8 @@ class NumberReader:
     place = start
     before = text[place - 1]
     if before not in _SIGN_BEFORE:
-      visible = text[start - 2 : start - 1] if before in " \u00a0\u200b" else before
-      if visible not in self._before_amount:
+      end = start - 1 if before in " \u00a0\u200b" else start
+      if not text.endswith(self._before_amount, 0, end):
         return start, False
       match = self._minus_before.search(text, max(0, start - 40), start)
       currency = self._currency_before.search(text, max(0, start - 16), start)

@@ -5,6 +5,7 @@ single one groups if the language groups with it and groups of the right size st
 is decimal. So a number that cannot be of the language's own style is read in the English one.
 """
 
+import functools
 import re
 from fractions import Fraction
 from typing import NamedTuple
@@ -71,11 +72,16 @@ def resolve(groups: list[str], marks: list[str], language: Language) -> Fraction
   return decimal if last in ".,٫،" else None
 
 
+@functools.lru_cache(maxsize=1 << 12)
+def _whole(digits: str) -> Fraction:
+  return Fraction(int(digits))
+
+
 def pieces_of_run(text: str, run: re.Match[str], language: Language) -> list[Number]:
   """The numbers of a run of digits and separators: one if it reads as one, else its parts."""
   start, end = run.span()
   if end - start < 16 and run.group().isdigit():
-    return [Number(Fraction(int(run.group())), start, end)]
+    return [Number(_whole(run.group()), start, end)]
   if end - start > 2 * MAX_DIGITS:
     return []
   parts = _SPLIT.split(run.group())

@@ -469,10 +469,10 @@ def test_ordinary_answers_are_quick():
   for code, text in texts:
     assert value_of(read_answer(text, code)) == "11"
   best = float("inf")
-  for _ in range(5):
+  for _ in range(100):  # so short that some are not slowed by what shares the core
     begin = time.process_time()
-    for _ in range(200):
+    for _ in range(10):
       for code, text in texts:
         read_answer(text, code)
-    best = min(best, (time.process_time() - begin) / (200 * len(texts)))
+    best = min(best, (time.process_time() - begin) / (10 * len(texts)))
   assert best < 50e-6
