@@ -128,9 +128,8 @@ def main(_):
   config: Config = CONFIG.value
   workdir = pathlib.Path(str(WORKDIR.value)).absolute()
   initialize_distributed()
-  validation.check(
-    config, max(1, jax.device_count() // max(config.mesh.tensor, 1)), workdir=workdir
-  )
+  rows = validation.row_devices(config, jax.device_count())
+  validation.check(config, rows, workdir=workdir)
   with (
     exits.told(workdir),
     only_one(workdir),

@@ -127,8 +127,7 @@ class Program:
     if self.script == "eval.py":
       validation.check(config, pools=("test",))
       return
-    rows = max(1, devices // max(config.mesh.tensor, 1))
-    validation.check(config, rows, workdir=self.folder)
+    validation.check(config, validation.row_devices(config, devices), workdir=self.folder)
     if "srl" in config.stages:
       expect_told_apart(config)
 

@@ -23,7 +23,7 @@ from pasmr_jax.models import lora, pretrained
 from pasmr_jax.models.config import TransformerConfig
 from pasmr_jax.models.transformer import init_params, output_table, param_shapes
 from pasmr_jax.parallel import rules
-from pasmr_jax.parallel.mesh import abstract, adapter_shardings, replicated
+from pasmr_jax.parallel.mesh import abstract, adapter_shardings, param_shardings, replicated
 from pasmr_jax.parallel.processes import process_index
 from pasmr_jax.rollout.requests import stable_id
 from pasmr_jax.text.tokenizer import Tokenizer
@@ -38,7 +38,11 @@ class Origins:
   mesh: jax.sharding.Mesh
   tokenizer: Tokenizer
   model: TransformerConfig
-  shardings: Any  # of parameters in training
+
+  @functools.cached_property
+  def shardings(self) -> Any:
+    """Of parameters in training."""
+    return param_shardings(self.model, self.mesh, rules.TRAINING)
 
   def start_params(self, stage: str) -> Any:
     """All parameters at step 0 of `stage`, the same at every call."""

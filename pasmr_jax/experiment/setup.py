@@ -34,11 +34,7 @@ from pasmr_jax.learning.update import Learner, TrainState
 from pasmr_jax.models import pretrained
 from pasmr_jax.models.config import COMPUTED, TransformerConfig
 from pasmr_jax.models.transformer import as_computed
-from pasmr_jax.parallel import rules
-from pasmr_jax.parallel.mesh import (
-  make_mesh,
-  param_shardings,
-)
+from pasmr_jax.parallel.mesh import make_mesh
 from pasmr_jax.parallel.processes import process_count, process_index, say
 from pasmr_jax.rollout.engine import Engine
 from pasmr_jax.rollout.requests import stable_id
@@ -60,13 +56,12 @@ class Run:
   mesh: jax.sharding.Mesh
   tokenizer: Tokenizer
   model: TransformerConfig
-  shardings: Any  # of parameters in training
   pools: dict[str, list[Question]]  # every pool that a stage or an evaluation uses
 
   @functools.cached_property
   def origins(self) -> Origins:
     """Where the parameters of stages and checkpoints come from."""
-    return Origins(self.config, self.workdir, self.mesh, self.tokenizer, self.model, self.shardings)
+    return Origins(self.config, self.workdir, self.mesh, self.tokenizer, self.model)
 
   def engine(self, slots: int) -> Engine:
     return make_engine(self.config, self.model, self.mesh, self.tokenizer.vocab_size, slots)
@@ -300,7 +295,6 @@ def make_run(config: Config, workdir: pathlib.Path, pools: Sequence[str] | None 
     mesh=mesh,
     tokenizer=tokenizer,
     model=model,
-    shardings=param_shardings(model, mesh, rules.TRAINING),
     pools=questions,
   )
   # Now, not when the stages before have ended.

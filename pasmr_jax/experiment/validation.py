@@ -97,6 +97,11 @@ def check(
   _raise(problems)
 
 
+def row_devices(config: Config, devices: int) -> int:
+  """Over how many devices of so many a batch is split: a `mesh.tensor` group shares its rows."""
+  return max(1, devices // max(config.mesh.tensor, 1))
+
+
 def _raise(problems: list[str]) -> None:
   if problems:
     raise ValueError("the configuration cannot be run:\n  " + "\n  ".join(problems))

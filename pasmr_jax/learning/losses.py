@@ -107,25 +107,30 @@ def policy_loss(
   """
   weights = batch.sequences.weights
   active = weights > 0
-  # Before anything else: where a result is masked, an infinite slope is not.
-  logprobs = jnp.where(active, logprobs, 0.0)
-  old = jax.lax.stop_gradient(logprobs) if batch.old_logprobs is None else batch.old_logprobs
-  difference = jnp.where(active, logprobs - old, 0.0)
-  ratio = jnp.exp(difference)
+
+  def weighed(one):
+    # Before anything else: where only a result is masked, an infinite slope is not.
+    return jnp.where(active, one, 0.0)
+
+  logprobs, sampler = weighed(logprobs), weighed(batch.sampler_logprobs)
+  old = batch.old_logprobs
+  old = jax.lax.stop_gradient(logprobs) if old is None else weighed(old)
+  given = [logprobs, sampler, old]
+  ratio = jnp.exp(logprobs - old)
   clipped = jnp.clip(ratio, 1 - settings.clip_low, 1 + settings.clip_high)
   # Not `minimum`, which would share out the gradient where the two are equal, as at a bound of 0.
   unclipped, clipped_too = ratio * batch.advantages, clipped * batch.advantages
   surrogate = jnp.where(unclipped <= clipped_too, unclipped, clipped_too)
-  mismatch = jnp.exp(jnp.where(active, old - batch.sampler_logprobs, 0.0))
+  mismatch = jnp.exp(old - sampler)
   importance = jnp.minimum(jax.lax.stop_gradient(mismatch), settings.importance_cap)
   if batch.reference_logprobs is None:
     divergence = jnp.zeros_like(logprobs)
   else:
-    reference = jnp.where(active, batch.reference_logprobs, 0.0)
+    reference = weighed(batch.reference_logprobs)
+    given.append(reference)
     divergence = kl_divergence(logprobs, reference, settings.kl_estimator)
   loss = -(weights * (importance * surrogate - settings.kl_coef * divergence)).sum()
-  given = (logprobs, batch.old_logprobs, batch.sampler_logprobs, batch.reference_logprobs)
-  finite = [jnp.isfinite(jnp.where(active, one, 0.0)).all() for one in given if one is not None]
+  finite = [jnp.isfinite(one).all() for one in given]
   loss = jnp.where(jnp.stack(finite).all(), loss, jnp.nan)
   parts = {
     "kl": (weights * divergence).sum(),

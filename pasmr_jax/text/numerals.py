@@ -220,7 +220,7 @@ class NumberReader:
     if extended is None:
       return [], run.end()
     last = self._completed(text, extended)
-    before = [self._completed(text, piece) for piece in pieces[:-1]] if len(pieces) > 1 else []
+    before = [self._completed(text, piece) for piece in pieces[:-1]]
     return [*before, last], max(last.end, run.end())
 
   def _stands_alone(self, text: str, start: int) -> bool:
